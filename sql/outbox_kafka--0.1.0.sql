@@ -1,0 +1,435 @@
+/* sql/outbox_kafka--0.1.0.sql */
+
+\echo Use "CREATE EXTENSION outbox_kafka" to load this file. \quit
+
+-- ---------------------------------------------------------------------------
+-- Schema. Nobody gets in before outbox.grant_publish(); pg_monitor may look.
+-- ---------------------------------------------------------------------------
+
+CREATE SCHEMA outbox;
+COMMENT ON SCHEMA outbox IS 'outbox_kafka: publishing to Kafka in the caller''s transaction';
+
+-- ---------------------------------------------------------------------------
+-- The outbox table: a ring of segments, filled by publish() and INSERT,
+-- emptied by the relay. Rows are never updated or deleted.
+-- ---------------------------------------------------------------------------
+
+CREATE SEQUENCE outbox.message_id AS bigint INCREMENT 1 MINVALUE 1 START 1 CACHE 1 NO CYCLE;
+COMMENT ON SEQUENCE outbox.message_id IS 'message ids; drawn only after the transaction has its xid';
+
+CREATE FUNCTION outbox.current_segment() RETURNS smallint
+	LANGUAGE c STABLE STRICT PARALLEL SAFE
+	AS 'MODULE_PATHNAME', 'outbox_kafka_current_segment';
+COMMENT ON FUNCTION outbox.current_segment() IS 'segment that new messages are written to';
+
+CREATE TABLE outbox.message (
+	xid xid8 NOT NULL,
+	id bigint NOT NULL,
+	segment smallint NOT NULL DEFAULT outbox.current_segment(),
+	event_id uuid NOT NULL,
+	topic text NOT NULL,
+	key bytea,
+	payload bytea,
+	headers jsonb,
+	partition integer,
+	correlation_id text,
+	created_at timestamptz NOT NULL
+) PARTITION BY LIST (segment);
+COMMENT ON TABLE outbox.message IS 'messages to relay to Kafka; insert topic, key, payload, headers, partition, event_id, correlation_id only';
+COMMENT ON COLUMN outbox.message.xid IS 'top-level transaction that published it; set by the extension';
+COMMENT ON COLUMN outbox.message.id IS 'order of publishing, drawn after the xid; set by the extension';
+COMMENT ON COLUMN outbox.message.segment IS 'place in the ring; set by the extension';
+COMMENT ON COLUMN outbox.message.event_id IS 'identity of the event (header ce_id), a UUIDv7 unless given';
+COMMENT ON COLUMN outbox.message.topic IS 'Kafka topic';
+COMMENT ON COLUMN outbox.message.key IS 'record key; decides the partition';
+COMMENT ON COLUMN outbox.message.payload IS 'record value; NULL is a tombstone and needs a key';
+COMMENT ON COLUMN outbox.message.headers IS 'object of string, null or array of those';
+COMMENT ON COLUMN outbox.message.partition IS 'explicit partition, NULL: by key';
+COMMENT ON COLUMN outbox.message.correlation_id IS 'header correlation-id';
+COMMENT ON COLUMN outbox.message.created_at IS 'when it was published (clock time); set by the extension';
+
+CREATE FUNCTION outbox.message_before_insert() RETURNS trigger
+	LANGUAGE c VOLATILE
+	AS 'MODULE_PATHNAME', 'outbox_kafka_message_before_insert';
+COMMENT ON FUNCTION outbox.message_before_insert() IS 'checks an inserted message and gives it xid, id, event id and time; parks restored ones';
+
+CREATE FUNCTION outbox.message_refuse_change() RETURNS trigger
+	LANGUAGE c VOLATILE
+	AS 'MODULE_PATHNAME', 'outbox_kafka_message_refuse_change';
+COMMENT ON FUNCTION outbox.message_refuse_change() IS 'messages are never updated, deleted or truncated by hand';
+
+CREATE TRIGGER message_before_insert
+	BEFORE INSERT ON outbox.message
+	FOR EACH ROW EXECUTE FUNCTION outbox.message_before_insert();
+CREATE TRIGGER message_refuse_change
+	BEFORE UPDATE OR DELETE OR TRUNCATE ON outbox.message
+	FOR EACH STATEMENT EXECUTE FUNCTION outbox.message_refuse_change();
+ALTER TABLE outbox.message ENABLE ALWAYS TRIGGER message_before_insert;
+ALTER TABLE outbox.message ENABLE ALWAYS TRIGGER message_refuse_change;
+
+DO $do$
+DECLARE
+	leaf pg_catalog.text;
+BEGIN
+	FOR i IN 0 .. 7 LOOP
+		leaf := pg_catalog.concat('message_', i);
+		EXECUTE pg_catalog.format(
+			'CREATE TABLE outbox.%1$I PARTITION OF outbox.message FOR VALUES IN (%2$s)
+			 WITH (autovacuum_enabled = off, toast.autovacuum_enabled = off)', leaf, i);
+		EXECUTE pg_catalog.format('CREATE INDEX %2$I ON outbox.%1$I (id)', leaf, leaf || '_id');
+		EXECUTE pg_catalog.format('CREATE INDEX %2$I ON outbox.%1$I (xid, id)', leaf, leaf || '_xid_id');
+		EXECUTE pg_catalog.format('CREATE INDEX %2$I ON outbox.%1$I (event_id)', leaf, leaf || '_event_id');
+		EXECUTE pg_catalog.format(
+			'CREATE TRIGGER message_refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON outbox.%1$I
+			 FOR EACH STATEMENT EXECUTE FUNCTION outbox.message_refuse_change()', leaf);
+		EXECUTE pg_catalog.format('ALTER TABLE outbox.%1$I ENABLE ALWAYS TRIGGER message_before_insert', leaf);
+		EXECUTE pg_catalog.format('ALTER TABLE outbox.%1$I ENABLE ALWAYS TRIGGER message_refuse_change', leaf);
+		EXECUTE pg_catalog.format('COMMENT ON TABLE outbox.%1$I IS %2$L', leaf, 'one segment of outbox.message');
+	END LOOP;
+END
+$do$;
+
+CREATE TABLE outbox.segment (
+	segment smallint PRIMARY KEY,
+	is_current boolean NOT NULL,
+	turned_at timestamptz,
+	delivered_at timestamptz
+);
+COMMENT ON TABLE outbox.segment IS 'the ring of segments; written by the relay alone';
+COMMENT ON COLUMN outbox.segment.is_current IS 'publishing writes to this segment';
+COMMENT ON COLUMN outbox.segment.turned_at IS 'when publishing moved on to it last';
+COMMENT ON COLUMN outbox.segment.delivered_at IS 'when all in it was seen to be delivered; retention counts from here';
+INSERT INTO outbox.segment SELECT i, i OPERATOR(pg_catalog.=) 0, pg_catalog.now(), NULL FROM pg_catalog.generate_series(0, 7) AS i;
+
+-- ---------------------------------------------------------------------------
+-- The relay's progress. done: everything visible in this snapshot is
+-- delivered. batch: what is being sent; of it, ids up to position are
+-- delivered. Not dumped: a copy of the database must not go on from here.
+-- ---------------------------------------------------------------------------
+
+CREATE TABLE outbox.relay_state (
+	cursor_id integer PRIMARY KEY,
+	writer_xid xid NOT NULL,
+	database_oid oid NOT NULL,
+	done pg_snapshot NOT NULL,
+	done_next_xid xid8 NOT NULL,
+	tail_id bigint NOT NULL,
+	batch pg_snapshot,
+	batch_next_xid xid8,
+	batch_tail_id bigint,
+	batch_max_id bigint
+) WITH (fillfactor = 10);
+COMMENT ON TABLE outbox.relay_state IS 'what is delivered, in snapshots; written by the relay alone';
+COMMENT ON COLUMN outbox.relay_state.cursor_id IS '0: the main cursor';
+COMMENT ON COLUMN outbox.relay_state.writer_xid IS 'transaction that wrote this row; differs from xmin in a logical copy';
+COMMENT ON COLUMN outbox.relay_state.database_oid IS 'database it was written in; differs in a copied database';
+COMMENT ON COLUMN outbox.relay_state.done IS 'every message visible in this snapshot is delivered';
+COMMENT ON COLUMN outbox.relay_state.done_next_xid IS 'next xid when done was taken';
+COMMENT ON COLUMN outbox.relay_state.tail_id IS 'every message with xid >= done_next_xid has a higher id';
+COMMENT ON COLUMN outbox.relay_state.batch IS 'snapshot of the batch under way, if any';
+COMMENT ON COLUMN outbox.relay_state.batch_next_xid IS 'becomes done_next_xid';
+COMMENT ON COLUMN outbox.relay_state.batch_tail_id IS 'becomes tail_id';
+COMMENT ON COLUMN outbox.relay_state.batch_max_id IS 'no message of the batch has a higher id';
+
+CREATE TABLE outbox.relay_position (
+	cursor_id integer PRIMARY KEY,
+	position bigint NOT NULL
+) WITH (fillfactor = 10);
+COMMENT ON TABLE outbox.relay_position IS 'progress within the batch under way; written by the relay alone';
+COMMENT ON COLUMN outbox.relay_position.cursor_id IS '0: the main cursor';
+COMMENT ON COLUMN outbox.relay_position.position IS 'messages of the batch up to this id are delivered';
+
+-- writer_xid has to be this very (sub)transaction, which only xmin tells.
+INSERT INTO outbox.relay_state (cursor_id, writer_xid, database_oid, done, done_next_xid, tail_id)
+	SELECT 0, '0', d.oid,
+		   pg_catalog.format('%1$s:%1$s:', x.xid)::pg_catalog.pg_snapshot, x.xid, 0
+	FROM pg_catalog.pg_database AS d,
+		 (SELECT pg_catalog.pg_current_xact_id() AS xid OFFSET 0) AS x
+	WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database();
+UPDATE outbox.relay_state SET writer_xid = xmin;
+INSERT INTO outbox.relay_position (cursor_id, position) VALUES (0, 0);
+
+CREATE FUNCTION outbox.is_delivered(xid xid8, id bigint) RETURNS boolean
+	LANGUAGE sql STABLE PARALLEL SAFE
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+		SELECT pg_catalog.pg_visible_in_snapshot(xid, s.done)
+			OR coalesce(pg_catalog.pg_visible_in_snapshot(xid, s.batch) AND id <= p.position, false)
+		FROM outbox.relay_state AS s, outbox.relay_position AS p
+		WHERE s.cursor_id = 0 AND p.cursor_id = 0
+	$$;
+COMMENT ON FUNCTION outbox.is_delivered(xid8, bigint) IS 'whether the progress on disk covers a message';
+
+-- ---------------------------------------------------------------------------
+-- Steering. Tables of their own, so that the relay's stay the relay's.
+-- ---------------------------------------------------------------------------
+
+CREATE TABLE outbox.relay_control (
+	topic text PRIMARY KEY,
+	paused_at timestamptz NOT NULL,
+	paused_by text NOT NULL
+);
+COMMENT ON TABLE outbox.relay_control IS 'what is paused; topic * means everything';
+COMMENT ON COLUMN outbox.relay_control.topic IS '* for the whole relay';
+COMMENT ON COLUMN outbox.relay_control.paused_at IS 'since when';
+COMMENT ON COLUMN outbox.relay_control.paused_by IS 'role that asked for it';
+
+CREATE FUNCTION outbox.relay_control_changed() RETURNS trigger
+	LANGUAGE c VOLATILE
+	AS 'MODULE_PATHNAME', 'outbox_kafka_relay_control_changed';
+COMMENT ON FUNCTION outbox.relay_control_changed() IS 'makes the relay read outbox.relay_control again at commit';
+CREATE TRIGGER relay_control_changed
+	AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON outbox.relay_control
+	FOR EACH STATEMENT EXECUTE FUNCTION outbox.relay_control_changed();
+
+CREATE FUNCTION outbox.pause() RETURNS void
+	LANGUAGE sql VOLATILE SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+		INSERT INTO outbox.relay_control (topic, paused_at, paused_by)
+			VALUES ('*', pg_catalog.clock_timestamp(), session_user)
+			ON CONFLICT (topic) DO NOTHING
+	$$;
+COMMENT ON FUNCTION outbox.pause() IS 'stop sending after what is in flight; publishing goes on';
+
+CREATE FUNCTION outbox.resume() RETURNS void
+	LANGUAGE sql VOLATILE SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+	AS $$ DELETE FROM outbox.relay_control WHERE topic = '*' $$;
+COMMENT ON FUNCTION outbox.resume() IS 'end outbox.pause()';
+
+-- ---------------------------------------------------------------------------
+-- Parked: messages that wait for a decision. Restored ones come here, so that
+-- a restored copy never publishes by surprise.
+-- ---------------------------------------------------------------------------
+
+CREATE TABLE outbox.parked_message (
+	id bigint PRIMARY KEY,
+	event_id uuid NOT NULL,
+	topic text NOT NULL,
+	key bytea,
+	payload bytea,
+	headers jsonb,
+	partition integer,
+	correlation_id text,
+	created_at timestamptz NOT NULL,
+	reason text NOT NULL,
+	error text,
+	parked_at timestamptz NOT NULL
+);
+CREATE INDEX parked_message_event_id ON outbox.parked_message (event_id);
+COMMENT ON TABLE outbox.parked_message IS 'messages set aside; see the view outbox.parked';
+COMMENT ON COLUMN outbox.parked_message.id IS 'its id in outbox.message';
+COMMENT ON COLUMN outbox.parked_message.event_id IS 'identity of the event';
+COMMENT ON COLUMN outbox.parked_message.topic IS 'Kafka topic';
+COMMENT ON COLUMN outbox.parked_message.key IS 'record key';
+COMMENT ON COLUMN outbox.parked_message.payload IS 'record value';
+COMMENT ON COLUMN outbox.parked_message.headers IS 'headers as published';
+COMMENT ON COLUMN outbox.parked_message.partition IS 'explicit partition';
+COMMENT ON COLUMN outbox.parked_message.correlation_id IS 'header correlation-id';
+COMMENT ON COLUMN outbox.parked_message.created_at IS 'when it was published';
+COMMENT ON COLUMN outbox.parked_message.reason IS 'restored: it came with a dump';
+COMMENT ON COLUMN outbox.parked_message.error IS 'what the broker said, if it was asked';
+COMMENT ON COLUMN outbox.parked_message.parked_at IS 'when it was set aside';
+
+-- ---------------------------------------------------------------------------
+-- Publishing
+-- ---------------------------------------------------------------------------
+
+CREATE FUNCTION outbox.publish(topic text, payload jsonb, key text DEFAULT NULL, headers jsonb DEFAULT NULL,
+		partition integer DEFAULT NULL, event_id uuid DEFAULT NULL, correlation_id text DEFAULT NULL) RETURNS uuid
+	LANGUAGE c VOLATILE PARALLEL UNSAFE
+	AS 'MODULE_PATHNAME', 'outbox_kafka_publish_jsonb';
+CREATE FUNCTION outbox.publish(topic text, payload json, key text DEFAULT NULL, headers jsonb DEFAULT NULL,
+		partition integer DEFAULT NULL, event_id uuid DEFAULT NULL, correlation_id text DEFAULT NULL) RETURNS uuid
+	LANGUAGE c VOLATILE PARALLEL UNSAFE
+	AS 'MODULE_PATHNAME', 'outbox_kafka_publish_text';
+CREATE FUNCTION outbox.publish(topic text, payload text, key text DEFAULT NULL, headers jsonb DEFAULT NULL,
+		partition integer DEFAULT NULL, event_id uuid DEFAULT NULL, correlation_id text DEFAULT NULL) RETURNS uuid
+	LANGUAGE c VOLATILE PARALLEL UNSAFE
+	AS 'MODULE_PATHNAME', 'outbox_kafka_publish_text';
+CREATE FUNCTION outbox.publish(topic text, payload bytea, key text DEFAULT NULL, headers jsonb DEFAULT NULL,
+		partition integer DEFAULT NULL, event_id uuid DEFAULT NULL, correlation_id text DEFAULT NULL) RETURNS uuid
+	LANGUAGE c VOLATILE PARALLEL UNSAFE
+	AS 'MODULE_PATHNAME', 'outbox_kafka_publish_bytea_text';
+-- A bytea key has no default: publish(topic, bytea) would be ambiguous.
+CREATE FUNCTION outbox.publish(topic text, payload bytea, key bytea, headers jsonb DEFAULT NULL,
+		partition integer DEFAULT NULL, event_id uuid DEFAULT NULL, correlation_id text DEFAULT NULL) RETURNS uuid
+	LANGUAGE c VOLATILE PARALLEL UNSAFE
+	AS 'MODULE_PATHNAME', 'outbox_kafka_publish_bytea';
+COMMENT ON FUNCTION outbox.publish(text, jsonb, text, jsonb, integer, uuid, text) IS 'publish a message when this transaction commits; returns the event id';
+COMMENT ON FUNCTION outbox.publish(text, json, text, jsonb, integer, uuid, text) IS 'publish a message when this transaction commits; returns the event id';
+COMMENT ON FUNCTION outbox.publish(text, text, text, jsonb, integer, uuid, text) IS 'publish a message when this transaction commits; returns the event id';
+COMMENT ON FUNCTION outbox.publish(text, bytea, text, jsonb, integer, uuid, text) IS 'publish a message when this transaction commits; returns the event id';
+COMMENT ON FUNCTION outbox.publish(text, bytea, bytea, jsonb, integer, uuid, text) IS 'publish a message when this transaction commits; returns the event id';
+
+CREATE TABLE outbox.publish_grant (
+	role_name text PRIMARY KEY,
+	topics text[] NOT NULL
+);
+COMMENT ON TABLE outbox.publish_grant IS 'who may publish where; see outbox.grant_publish()';
+COMMENT ON COLUMN outbox.publish_grant.role_name IS 'a role; its members may as well';
+COMMENT ON COLUMN outbox.publish_grant.topics IS 'patterns of topic names, * stands for any characters';
+
+CREATE FUNCTION outbox.publish_grant_changed() RETURNS trigger
+	LANGUAGE c VOLATILE
+	AS 'MODULE_PATHNAME', 'outbox_kafka_publish_grant_changed';
+COMMENT ON FUNCTION outbox.publish_grant_changed() IS 'makes every session read outbox.publish_grant again';
+CREATE TRIGGER publish_grant_changed
+	AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON outbox.publish_grant
+	FOR EACH STATEMENT EXECUTE FUNCTION outbox.publish_grant_changed();
+
+CREATE FUNCTION outbox.grant_publish(role regrole, topics text[] DEFAULT '{*}') RETURNS void
+	LANGUAGE plpgsql VOLATILE
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+	DECLARE
+		name text := (SELECT r.rolname FROM pg_catalog.pg_roles AS r WHERE r.oid = role);
+		signature regprocedure;
+	BEGIN
+		IF name IS NULL THEN
+			RAISE EXCEPTION 'role with OID % does not exist', role::oid USING ERRCODE = 'undefined_object';
+		END IF;
+		IF topics IS NULL OR array_position(topics, NULL) IS NOT NULL OR cardinality(topics) = 0 THEN
+			RAISE EXCEPTION 'topics must be a non-empty array of patterns without NULL'
+				USING ERRCODE = 'invalid_parameter_value',
+					  HINT = 'Use ''{*}'' for every topic, or outbox.revoke_publish() for none.';
+		END IF;
+		INSERT INTO outbox.publish_grant AS g (role_name, topics) VALUES (name, grant_publish.topics)
+			ON CONFLICT (role_name) DO UPDATE SET topics = excluded.topics;
+		EXECUTE format('GRANT USAGE ON SCHEMA outbox TO %I', name);
+		EXECUTE format('GRANT INSERT (topic, key, payload, headers, partition, event_id, correlation_id),
+							  SELECT (id, event_id) ON outbox.message TO %I', name);
+		FOR signature IN
+			SELECT p.oid FROM pg_catalog.pg_proc AS p
+			WHERE p.pronamespace = 'outbox'::regnamespace AND p.proname = 'publish'
+		LOOP
+			EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %I', signature, name);
+		END LOOP;
+	END
+	$$;
+COMMENT ON FUNCTION outbox.grant_publish(regrole, text[]) IS 'let a role (and its members) publish to topics that match one of the patterns';
+
+CREATE FUNCTION outbox.revoke_publish(role regrole) RETURNS void
+	LANGUAGE plpgsql VOLATILE
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+	DECLARE
+		name text := (SELECT r.rolname FROM pg_catalog.pg_roles AS r WHERE r.oid = role);
+		signature regprocedure;
+	BEGIN
+		IF name IS NULL THEN
+			RAISE EXCEPTION 'role with OID % does not exist', role::oid USING ERRCODE = 'undefined_object';
+		END IF;
+		DELETE FROM outbox.publish_grant AS g WHERE g.role_name = name;
+		EXECUTE format('REVOKE INSERT (topic, key, payload, headers, partition, event_id, correlation_id),
+							   SELECT (id, event_id) ON outbox.message FROM %I', name);
+		FOR signature IN
+			SELECT p.oid FROM pg_catalog.pg_proc AS p
+			WHERE p.pronamespace = 'outbox'::regnamespace AND p.proname = 'publish'
+		LOOP
+			EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM %I', signature, name);
+		END LOOP;
+	END
+	$$;
+COMMENT ON FUNCTION outbox.revoke_publish(regrole) IS 'undo outbox.grant_publish()';
+
+-- ---------------------------------------------------------------------------
+-- Seeing. Status views hold no payload and no key.
+-- ---------------------------------------------------------------------------
+
+CREATE FUNCTION outbox.relay_status_row(
+		OUT state text, OUT pid integer, OUT broker text, OUT started_at timestamptz,
+		OUT in_flight bigint, OUT in_flight_bytes bigint, OUT last_id bigint,
+		OUT pending_estimate bigint, OUT oldest_pending_age interval,
+		OUT published bigint, OUT repeated bigint, OUT last_published_at timestamptz,
+		OUT current_segment smallint, OUT last_error text, OUT last_error_at timestamptz)
+	RETURNS record
+	LANGUAGE c VOLATILE PARALLEL RESTRICTED
+	AS 'MODULE_PATHNAME', 'outbox_kafka_relay_status';
+COMMENT ON FUNCTION outbox.relay_status_row() IS 'behind outbox.relay_status';
+CREATE VIEW outbox.relay_status AS SELECT * FROM outbox.relay_status_row();
+COMMENT ON VIEW outbox.relay_status IS 'the relay of this database: one row';
+
+CREATE FUNCTION outbox.topic_status_rows(
+		OUT topic text, OUT partitions integer, OUT published bigint, OUT published_bytes bigint,
+		OUT in_flight bigint, OUT last_published_at timestamptz,
+		OUT last_error text, OUT last_error_at timestamptz)
+	RETURNS SETOF record
+	LANGUAGE c VOLATILE PARALLEL RESTRICTED
+	AS 'MODULE_PATHNAME', 'outbox_kafka_topic_status';
+COMMENT ON FUNCTION outbox.topic_status_rows() IS 'behind outbox.topic_status';
+CREATE VIEW outbox.topic_status AS SELECT * FROM outbox.topic_status_rows();
+COMMENT ON VIEW outbox.topic_status IS 'counters per topic since the server started';
+
+CREATE TYPE outbox.pending_message AS (
+	id bigint, event_id uuid, topic text, xid xid8, segment smallint, bytes integer, created_at timestamptz);
+COMMENT ON TYPE outbox.pending_message IS 'a row of outbox.pending';
+CREATE FUNCTION outbox.pending_rows() RETURNS SETOF outbox.pending_message
+	LANGUAGE c VOLATILE PARALLEL UNSAFE
+	AS 'MODULE_PATHNAME', 'outbox_kafka_pending';
+COMMENT ON FUNCTION outbox.pending_rows() IS 'behind outbox.pending';
+-- In the target list, rows come one by one: LIMIT reads no more than it needs.
+CREATE VIEW outbox.pending AS
+	SELECT (p.m).id, (p.m).event_id, (p.m).topic, (p.m).bytes, (p.m).created_at,
+		   pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) (p.m).created_at AS age
+	FROM (SELECT outbox.pending_rows() AS m) AS p;
+COMMENT ON VIEW outbox.pending IS 'committed messages not known to be delivered, in the order they go out';
+
+CREATE VIEW outbox.parked AS
+	SELECT id, event_id, topic, reason, error, parked_at, created_at FROM outbox.parked_message;
+COMMENT ON VIEW outbox.parked IS 'messages set aside, with the reason';
+
+CREATE VIEW outbox.message_status AS
+	SELECT m.event_id, m.id, m.topic,
+		   CASE WHEN pg_catalog.pg_visible_in_snapshot(m.xid, s.done)
+				  OR coalesce(pg_catalog.pg_visible_in_snapshot(m.xid, s.batch)
+							  AND m.id OPERATOR(pg_catalog.<=) p.position, false)
+				THEN 'published' ELSE 'pending' END AS status,
+		   m.correlation_id, m.created_at
+	FROM outbox.message AS m, outbox.relay_state AS s, outbox.relay_position AS p
+	WHERE s.cursor_id OPERATOR(pg_catalog.=) 0 AND p.cursor_id OPERATOR(pg_catalog.=) 0
+	UNION ALL
+	SELECT event_id, id, topic, 'parked', correlation_id, created_at FROM outbox.parked_message;
+COMMENT ON VIEW outbox.message_status IS 'every retained message: pending, published or parked';
+
+CREATE FUNCTION outbox.status(event_id uuid) RETURNS text
+	LANGUAGE sql STABLE STRICT SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+		SELECT v.status FROM outbox.message_status AS v
+		WHERE v.event_id = status.event_id ORDER BY v.id DESC LIMIT 1
+	$$;
+COMMENT ON FUNCTION outbox.status(uuid) IS 'pending, published or parked; NULL when it is not retained (any more)';
+
+CREATE FUNCTION outbox.wait_published(event_id uuid, timeout interval) RETURNS boolean
+	LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
+	AS 'MODULE_PATHNAME', 'outbox_kafka_wait_published';
+COMMENT ON FUNCTION outbox.wait_published(uuid, interval) IS 'wait until a committed message is acknowledged: true, false at the timeout, NULL when it is not retained';
+
+-- ---------------------------------------------------------------------------
+-- Privileges: nothing for PUBLIC but the default of a column.
+-- ---------------------------------------------------------------------------
+
+REVOKE ALL ON ALL TABLES IN SCHEMA outbox FROM PUBLIC;
+REVOKE ALL ON ALL SEQUENCES IN SCHEMA outbox FROM PUBLIC;
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION outbox.current_segment() TO PUBLIC;
+
+GRANT USAGE ON SCHEMA outbox TO pg_monitor;
+GRANT SELECT ON outbox.relay_status, outbox.topic_status, outbox.pending, outbox.parked, outbox.message_status TO pg_monitor;
+GRANT EXECUTE ON FUNCTION outbox.relay_status_row(), outbox.topic_status_rows(), outbox.pending_rows(), outbox.status(uuid) TO pg_monitor;
+
+-- ---------------------------------------------------------------------------
+-- What pg_dump takes along: messages still to be sent, what is parked, grants
+-- and pauses. Never the relay's progress.
+-- ---------------------------------------------------------------------------
+
+SELECT pg_catalog.pg_extension_config_dump(
+		   pg_catalog.format('outbox.message_%s', i)::pg_catalog.regclass,
+		   'WHERE NOT outbox.is_delivered(xid, id)')
+	FROM pg_catalog.generate_series(0, 7) AS i;
+SELECT pg_catalog.pg_extension_config_dump('outbox.message_id', '');
+SELECT pg_catalog.pg_extension_config_dump('outbox.parked_message', '');
+SELECT pg_catalog.pg_extension_config_dump('outbox.publish_grant', '');
+SELECT pg_catalog.pg_extension_config_dump('outbox.relay_control', '');

@@ -1,0 +1,96 @@
+/*
+ * compat.h
+ *	  The only place that asks which PostgreSQL this is (15 to 18).
+ *
+ * Wrappers carry the newest signature; no core name is redefined. Include it
+ * after postgres.h.
+ */
+#ifndef OUTBOX_COMPAT_H
+#define OUTBOX_COMPAT_H
+
+#include "access/genam.h"
+#include "access/transam.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+#include "utils/rel.h"
+#include "utils/relcache.h"
+#include "utils/resowner.h"
+#include "utils/wait_event.h"
+
+#if PG_VERSION_NUM < 150000
+#error "outbox_kafka needs PostgreSQL 15 or newer"
+#endif
+
+#if PG_VERSION_NUM >= 180000
+#include "storage/waiteventset.h"
+#endif
+
+/* 17: backends got numbers of their own and GetNumberFromPGProc */
+static inline uint32
+compat_my_proc_number(void)
+{
+#if PG_VERSION_NUM >= 170000
+	return (uint32) MyProcNumber;
+#else
+	return (uint32) MyProc->pgprocno;
+#endif
+}
+
+/* 17: wait events of extensions have names */
+static inline uint32
+compat_wait_event(const char *name)
+{
+#if PG_VERSION_NUM >= 170000
+	return WaitEventExtensionNew(name);
+#else
+	(void) name;
+	return PG_WAIT_EXTENSION;
+#endif
+}
+
+/* 17: a resource owner instead of a memory context; NULL: for the session */
+static inline WaitEventSet *
+compat_create_wait_event_set(int nevents)
+{
+#if PG_VERSION_NUM >= 170000
+	return CreateWaitEventSet(NULL, nevents);
+#else
+	return CreateWaitEventSet(TopMemoryContext, nevents);
+#endif
+}
+
+/* 18: index scans take a place for instrumentation */
+static inline IndexScanDesc
+compat_index_beginscan(Relation heap, Relation index, Snapshot snapshot,
+					   int nkeys)
+{
+#if PG_VERSION_NUM >= 180000
+	return index_beginscan(heap, index, snapshot, NULL, nkeys, 0);
+#else
+	return index_beginscan(heap, index, snapshot, nkeys, 0);
+#endif
+}
+
+/* 16: relfilenodes became relfilenumbers */
+static inline void
+compat_new_relfilenumber(Relation rel)
+{
+#if PG_VERSION_NUM >= 160000
+	RelationSetNewRelfilenumber(rel, rel->rd_rel->relpersistence);
+#else
+	RelationSetNewRelfilenode(rel, rel->rd_rel->relpersistence);
+#endif
+}
+
+/* 17: ShmemVariableCache became TransamVariables */
+static inline TransactionId
+compat_oldest_clog_xid(void)
+{
+#if PG_VERSION_NUM >= 170000
+	return TransamVariables->oldestClogXid;
+#else
+	return ShmemVariableCache->oldestClogXid;
+#endif
+}
+
+#endif							/* OUTBOX_COMPAT_H */

@@ -1,0 +1,62 @@
+/*
+ * guc.h
+ *	  The settings outbox_kafka.*, each with what an administrator decides
+ *	  with it. Definitions and check hooks are in guc.c.
+ *
+ * Strings are never NULL; the empty string means "not set".
+ */
+#ifndef OUTBOX_GUC_H
+#define OUTBOX_GUC_H
+
+typedef enum HeaderStyle
+{
+	HEADERS_CLOUDEVENTS,
+	HEADERS_PLAIN,
+	HEADERS_NONE
+} HeaderStyle;
+
+typedef enum RecordTimestamp
+{
+	RECORD_TIMESTAMP_CREATED,
+	RECORD_TIMESTAMP_SENT
+} RecordTimestamp;
+
+/* Where to send: host:port, comma separated. Empty: the relay waits. */
+extern char *guc_bootstrap_servers;
+
+/* librdkafka producer properties, "k=v; k=v", from the allow-list only. */
+extern char *guc_producer_config;
+
+/* A properties file for what must not be seen in SQL: passwords, keys. */
+extern char *guc_config_file;
+
+/* Upper bound, in bytes, of one record (key + value + headers). */
+extern int	guc_max_message_bytes;
+
+/* How many messages may be unacknowledged; also bounds repeats after a crash. */
+extern int	guc_max_in_flight;
+
+/* The same bound in kilobytes of keys, values and headers. */
+extern int	guc_max_in_flight_size;
+
+/* Seconds a delivered message stays readable before its segment is emptied. */
+extern int	guc_retention;
+
+/* Megabytes after which publishing moves on to the next segment. */
+extern int	guc_segment_size;
+
+/* What the relay adds to a record's headers (enum HeaderStyle). */
+extern int	guc_headers;
+
+/* Which time a record carries (enum RecordTimestamp). */
+extern int	guc_record_timestamp;
+
+/* ce_source of CloudEvents. Empty: "/postgresql/<database>". */
+extern char *guc_source;
+
+/* How many databases of this server can have a relay at a time. */
+extern int	guc_max_databases;
+
+extern void guc_define(void);
+
+#endif							/* OUTBOX_GUC_H */

@@ -1,0 +1,164 @@
+/*
+ * kafka.h
+ *	  All the extension knows of librdkafka's producer, without its types.
+ *
+ * The wrapper takes plain structs and returns plain structs: it knows no SPI,
+ * no shared memory and no setting. It never raises an error across a
+ * librdkafka frame and calls nothing of PostgreSQL from another thread: events
+ * are taken from queues by the caller's own thread, in kafka_producer_serve().
+ */
+#ifndef OUTBOX_KAFKA_CLIENT_H
+#define OUTBOX_KAFKA_CLIENT_H
+
+typedef struct KafkaProducer KafkaProducer;
+typedef struct KafkaTopic KafkaTopic;
+typedef struct KafkaHeaders KafkaHeaders;
+
+#define KAFKA_ERROR_LENGTH 512
+
+/* What an error means for what was to be sent (design: failures). */
+typedef enum KafkaErrorClass
+{
+	KAFKA_ERROR_NONE = 0,
+	KAFKA_ERROR_RETRY,			/* temporary: librdkafka tries again itself */
+	KAFKA_ERROR_QUEUE_FULL,		/* at produce: serve events, then try again */
+	KAFKA_ERROR_RECORD,			/* the record, or another one of its batch */
+	KAFKA_ERROR_TOPIC,			/* the topic: unknown, forbidden, no such
+								 * partition */
+	KAFKA_ERROR_PURGED,			/* not sent, or perhaps sent: send again */
+	KAFKA_ERROR_CLIENT			/* this producer is of no use any more */
+} KafkaErrorClass;
+
+typedef struct KafkaError
+{
+	KafkaErrorClass class;
+	int			code;			/* rd_kafka_resp_err_t */
+	char		message[KAFKA_ERROR_LENGTH];	/* no secret, no payload */
+} KafkaError;
+
+typedef struct KafkaProducerConfig
+{
+	const char *bootstrap_servers;
+	const char *client_id;
+	const char *properties;		/* "k=v; k=v" of allowed names, or "" */
+	const char *config_file;	/* properties file, or "" */
+	int			max_in_flight;	/* messages */
+	int			max_in_flight_kb;
+} KafkaProducerConfig;
+
+typedef struct KafkaRecord
+{
+	KafkaTopic *topic;
+	int			partition;
+	const void *key;			/* NULL: no key */
+	size_t		key_length;
+	const void *value;			/* NULL: tombstone */
+	size_t		value_length;
+	int64_t		timestamp_ms;	/* 0: now */
+	KafkaHeaders *headers;		/* or NULL; taken over when it succeeds */
+	uint64_t	tag;			/* comes back with the delivery report */
+} KafkaRecord;
+
+typedef struct KafkaDelivery
+{
+	uint64_t	tag;
+	int			partition;
+	int64_t		offset;
+	KafkaErrorClass class;		/* KAFKA_ERROR_NONE: acknowledged */
+	int			code;
+} KafkaDelivery;
+
+/*
+ * Called from kafka_producer_serve() in the caller's thread. They must return
+ * normally: no ereport(ERROR), no longjmp. Strings live for the call only.
+ */
+typedef struct KafkaEventHandlers
+{
+	void		(*delivered) (void *arg, const KafkaDelivery *delivery);
+	void		(*error) (void *arg, const KafkaError *error);
+	void		(*log) (void *arg, int syslog_level, const char *text);
+} KafkaEventHandlers;
+
+/*
+ * Check the text of outbox_kafka.producer_config without making a client.
+ * Returns NULL when it is acceptable, else a static or palloc'd description
+ * that names the offending property (never its value).
+ */
+extern const char *kafka_conf_check(const char *properties);
+
+/*
+ * Make a producer: acks=all, idempotent, gapless, no delivery timeout. Returns
+ * NULL and fills error when a property is refused or the file is not ours to
+ * read. Does not wait for a broker. Signals are blocked while threads start.
+ */
+extern KafkaProducer *kafka_producer_create(const KafkaProducerConfig *config,
+											KafkaError *error);
+
+/*
+ * Drop what is queued and end the threads: milliseconds, whatever the broker
+ * does. Topics and headers of this producer are gone with it.
+ */
+extern void kafka_producer_destroy(KafkaProducer *producer);
+
+/*
+ * A descriptor that turns readable when kafka_producer_serve() has something
+ * to do. It may stay silent when something was there already: serve once
+ * before the first wait, and to the end each time.
+ */
+extern int	kafka_producer_fd(const KafkaProducer *producer);
+
+/*
+ * Hand over what the queue holds, at most max_events queue entries (one entry
+ * can carry many delivery reports). Clears the descriptor first. Returns the
+ * number of entries handled; 0 means the queue is empty. Never waits.
+ */
+extern int	kafka_producer_serve(KafkaProducer *producer,
+								 const KafkaEventHandlers *handlers,
+								 void *arg, int max_events);
+
+/* Messages in the producer's hands, queued or sent, not reported yet. */
+extern int	kafka_producer_outstanding(const KafkaProducer *producer);
+
+/* True after an error event of class KAFKA_ERROR_CLIENT; fills error. */
+extern bool kafka_producer_is_dead(const KafkaProducer *producer,
+								   KafkaError *error);
+
+/* At least one broker connection has been seen up and not all are down. */
+extern bool kafka_producer_is_connected(const KafkaProducer *producer);
+
+/* A handle by name; made once a producer and name, cheap afterwards. */
+extern KafkaTopic *kafka_topic(KafkaProducer *producer, const char *name);
+
+/*
+ * How many partitions the topic has, from the broker, waiting at most
+ * timeout_ms. Returns the count, or 0 and fills error (class TOPIC: the broker
+ * says there is none or it is forbidden; RETRY: no answer in time).
+ */
+extern int	kafka_topic_partitions(KafkaTopic *topic, int timeout_ms,
+								   KafkaError *error);
+
+/* The partition the Java clients take for a key (murmur2). key is not NULL. */
+extern int	kafka_partition_for_key(const void *key, size_t length,
+									int partitions);
+
+/*
+ * Queue a record; key and value are copied. Never waits. On any result but
+ * KAFKA_ERROR_NONE error is filled and the headers stay the caller's.
+ */
+extern KafkaErrorClass kafka_produce(KafkaProducer *producer,
+									 const KafkaRecord *record,
+									 KafkaError *error);
+
+extern KafkaHeaders *kafka_headers_new(int expected);
+extern KafkaHeaders *kafka_headers_copy(const KafkaHeaders *headers);
+extern void kafka_headers_free(KafkaHeaders *headers);
+
+/* name need not be terminated; value NULL: a header without a value. */
+extern void kafka_headers_add(KafkaHeaders *headers,
+							  const char *name, int name_length,
+							  const void *value, int value_length);
+
+/* "2.0.2" as loaded, not as compiled against. */
+extern const char *kafka_library_version(void);
+
+#endif							/* OUTBOX_KAFKA_CLIENT_H */

@@ -1,0 +1,132 @@
+/*
+ * shmem.h
+ *	  Shared memory: one slot for each database that has (or is being looked
+ *	  at for) a relay.
+ *
+ * Who writes what:
+ *	- SharedState.lock guards the fields of a slot that are not atomics, and
+ *	  the allocation of slots. Hold it for a few loads and stores only: never
+ *	  across an ereport(), a catalog access or anything that waits.
+ *	- atomics are read by anybody without the lock. The ones marked (relay)
+ *	  are written by the attached relay only.
+ *	- nothing process-local is stored here: no pointers except PGPROC numbers,
+ *	  no handles, no file descriptors.
+ *
+ * After a crash restart the whole area is zeroed: a worker that finds no slot
+ * of its generation exits.
+ */
+#ifndef OUTBOX_SHMEM_H
+#define OUTBOX_SHMEM_H
+
+#include "datatype/timestamp.h"
+#include "port/atomics.h"
+#include "storage/condition_variable.h"
+#include "storage/lwlock.h"
+#include "utils/dsa.h"
+#include "lib/dshash.h"
+
+#define SLOT_NO_PROC PG_UINT32_MAX
+#define SLOT_ERROR_LENGTH 1024
+#define SLOT_BROKER_LENGTH 256
+
+/* Where a database's slot stands in the launcher's hands. */
+typedef enum SlotPhase
+{
+	SLOT_FREE = 0,				/* not in use */
+	SLOT_WANTED,				/* a relay should run; none is registered */
+	SLOT_STARTING,				/* registered, not attached yet */
+	SLOT_RUNNING,				/* a relay is attached */
+	SLOT_IDLE					/* probed: the database has no extension */
+} SlotPhase;
+
+/* What an attached relay says of itself; shown by outbox.relay_status. */
+typedef enum RelayState
+{
+	RELAY_STARTING = 0,
+	RELAY_UNCONFIGURED,			/* no bootstrap_servers, or a refused property */
+	RELAY_CONNECTING,			/* no broker has answered yet, or none does now */
+	RELAY_RUNNING,				/* messages are going out, or are looked for */
+	RELAY_IDLE,					/* everything is delivered */
+	RELAY_PAUSED,				/* outbox.pause() */
+	RELAY_FAILED,				/* a permanent error; retried with backoff */
+	RELAY_STOPPED_FOREIGN		/* continuity check failed: a copied database */
+} RelayState;
+
+typedef struct RelaySlot
+{
+	/* Key: InvalidOid when free. Written under the lock, read without. */
+	pg_atomic_uint32 dboid;
+
+	/* --- life cycle: under SharedState.lock --- */
+	SlotPhase	phase;
+	uint32		generation;		/* counts the registrations of a worker */
+	pid_t		pid;			/* the attached relay, else 0 */
+	TimestampTz start_after;	/* not before this time (backoff) */
+	TimestampTz started_at;		/* when the relay attached */
+	int			failures;		/* starts that ended badly in a row */
+	bool		no_worker_slot; /* last try met max_worker_processes */
+	pid_t		suspended_by;	/* backend whose DDL keeps the relay away */
+
+	/* --- wake-up, see wakeup.h --- */
+	pg_atomic_uint32 procno;	/* the relay's PGPROC number, or SLOT_NO_PROC */
+	pg_atomic_uint32 sleeping;	/* 1: the relay wants a latch at commit */
+	pg_atomic_uint64 commits;	/* publishing transactions committed so far */
+	pg_atomic_uint32 control_generation;	/* pause, resume, settings changed */
+	pg_atomic_uint32 stop_requested;	/* 1: the relay is to end soon */
+
+	/* --- progress (relay) --- */
+	pg_atomic_uint32 current_segment;	/* OUTBOX_SEGMENTS: read it from disk */
+	pg_atomic_uint32 waiters;	/* backends in wait_published() (anybody) */
+	ConditionVariable progress_cv;	/* broadcast after progress is committed */
+
+	/* --- report (relay) --- */
+	pg_atomic_uint32 state;		/* enum RelayState */
+	pg_atomic_uint64 in_flight;
+	pg_atomic_uint64 in_flight_bytes;
+	pg_atomic_uint64 published; /* acknowledged since the server started */
+	pg_atomic_uint64 repeated;	/* sent again after a reset of the producer */
+	pg_atomic_uint64 last_id;	/* highest id acknowledged without a gap */
+	pg_atomic_uint64 oldest_pending;	/* created_at of it as TimestampTz, or 0 */
+	pg_atomic_uint64 last_ack_at;	/* TimestampTz, or 0 */
+	/* under the lock: */
+	char		broker[SLOT_BROKER_LENGTH];
+	char		last_error[SLOT_ERROR_LENGTH];
+	TimestampTz last_error_at;
+} RelaySlot;
+
+typedef struct SharedState
+{
+	LWLock	   *lock;
+	pg_atomic_uint32 launcher_procno;	/* SLOT_NO_PROC: none */
+	/* per-topic counters, see topic_stats.h; created by the launcher */
+	dsa_handle	topics_area;	/* under the lock */
+	dshash_table_handle topics_table;	/* under the lock */
+	int			nslots;
+	RelaySlot	slots[FLEXIBLE_ARRAY_MEMBER];
+} SharedState;
+
+/* NULL when the library was not preloaded: nothing relays then. */
+extern SharedState *shared_state;
+
+/* From _PG_init, while shared_preload_libraries is processed. */
+extern void shmem_install_hooks(void);
+
+/*
+ * The slot of a database, or NULL. Takes the lock in shared mode only when the
+ * backend's remembered slot does not fit any more. Safe in commit callbacks:
+ * cannot raise.
+ */
+extern RelaySlot *shmem_find_slot(Oid dboid);
+
+/* Like the above; allocates one in phase SLOT_WANTED. NULL when all are taken. */
+extern RelaySlot *shmem_claim_slot(Oid dboid);
+
+/* Record text (truncated) as the slot's last error, with the time. */
+extern void shmem_set_error(RelaySlot *slot, const char *text);
+
+/* Set the latch of the process with that PGPROC number; no-op for none. */
+extern void shmem_set_latch(uint32 procno);
+
+extern const char *shmem_relay_state_name(RelayState state);
+
+#endif							/* OUTBOX_SHMEM_H */

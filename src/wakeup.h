@@ -1,0 +1,48 @@
+/*
+ * wakeup.h
+ *	  What a transaction does to the workers when it ends.
+ *
+ * One transaction callback, registered once in _PG_init, serves every need:
+ * a transaction that published wakes the relay of its database; one that made
+ * or dropped the extension, or changed what the relay must re-read, tells the
+ * launcher or the relay. Nothing happens at abort except forgetting, and
+ * nothing in the callback can raise an error: at that point it would be a
+ * PANIC.
+ *
+ * The order that loses no wake-up: the publisher makes its commit visible,
+ * counts it in slot->commits (a full barrier), then looks at slot->sleeping;
+ * the relay sets slot->sleeping, passes a barrier, then looks at
+ * slot->commits. At least one of the two sees the other.
+ */
+#ifndef OUTBOX_WAKEUP_H
+#define OUTBOX_WAKEUP_H
+
+/* From _PG_init. */
+extern void wakeup_install(void);
+
+/* This transaction stored a message: wake the relay when it commits. */
+extern void wakeup_mark_published(void);
+
+/* This transaction changed what the relay has to read again (pause, resume). */
+extern void wakeup_mark_control(void);
+
+/*
+ * This transaction made the extension, or changed something that may want a
+ * relay (dboid) started anew: the launcher looks at it at commit.
+ */
+extern void wakeup_mark_start(Oid dboid);
+
+/* This transaction changed settings of dboid: its relay restarts at commit. */
+extern void wakeup_mark_restart(Oid dboid);
+
+/* This transaction dropped the extension of dboid: its relay ends at commit. */
+extern void wakeup_mark_stop(Oid dboid);
+
+/*
+ * This transaction keeps the relay of dboid away until it ends, either way
+ * (DROP DATABASE and its kin). Stops a running relay and waits, at most
+ * timeout_ms, until it has left. False if it has not.
+ */
+extern bool wakeup_suspend(Oid dboid, int timeout_ms);
+
+#endif							/* OUTBOX_WAKEUP_H */
