@@ -2,6 +2,9 @@
 
 \echo Use "CREATE EXTENSION outbox_kafka" to load this file. \quit
 
+-- Messages are read and written by heap functions, whatever the default is.
+SET LOCAL default_table_access_method = heap;
+
 -- ---------------------------------------------------------------------------
 -- Schema. Nobody gets in before outbox.grant_publish(); pg_monitor may look.
 -- ---------------------------------------------------------------------------
@@ -425,10 +428,16 @@ GRANT EXECUTE ON FUNCTION outbox.relay_status_row(), outbox.topic_status_rows(),
 -- and pauses. Never the relay's progress.
 -- ---------------------------------------------------------------------------
 
-SELECT pg_catalog.pg_extension_config_dump(
-		   pg_catalog.format('outbox.message_%s', i)::pg_catalog.regclass,
-		   'WHERE NOT outbox.is_delivered(xid, id)')
-	FROM pg_catalog.generate_series(0, 7) AS i;
+-- A command each: all of them update the extension's one row.
+DO $do$
+BEGIN
+	FOR i IN 0 .. 7 LOOP
+		PERFORM pg_catalog.pg_extension_config_dump(
+			pg_catalog.format('outbox.message_%s', i)::pg_catalog.regclass,
+			'WHERE NOT outbox.is_delivered(xid, id)');
+	END LOOP;
+END
+$do$;
 SELECT pg_catalog.pg_extension_config_dump('outbox.message_id', '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.parked_message', '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.publish_grant', '');

@@ -10,8 +10,14 @@
 
 #include "access/genam.h"
 #include "access/transam.h"
+#include "catalog/index.h"
+#include "catalog/pg_database.h"
+#include "lib/dshash.h"
 #include "storage/latch.h"
 #include "storage/proc.h"
+#include "utils/acl.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/relcache.h"
 #include "utils/resowner.h"
@@ -23,6 +29,18 @@
 
 #if PG_VERSION_NUM >= 180000
 #include "storage/waiteventset.h"
+#endif
+
+/* 16: no longer part of postgres.h */
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"
+#endif
+
+/* 18: pg_noreturn, which stands before the declaration; so does this one */
+#if PG_VERSION_NUM >= 180000
+#define compat_noreturn pg_noreturn
+#else
+#define compat_noreturn pg_attribute_noreturn()
 #endif
 
 /* 17: backends got numbers of their own and GetNumberFromPGProc */
@@ -79,6 +97,72 @@ compat_new_relfilenumber(Relation rel)
 	RelationSetNewRelfilenumber(rel, rel->rd_rel->relpersistence);
 #else
 	RelationSetNewRelfilenode(rel, rel->rd_rel->relpersistence);
+#endif
+}
+
+/* 17: the statement comes along, for event triggers; here there is none */
+static inline bool
+compat_reindex_relation(Oid relid, int flags)
+{
+	ReindexParams params = {0};
+
+#if PG_VERSION_NUM >= 170000
+	return reindex_relation(NULL, relid, flags, &params);
+#else
+	return reindex_relation(relid, flags, &params);
+#endif
+}
+
+/* 16: one ownership check for every class of objects */
+static inline bool
+compat_database_ownercheck(Oid dboid, Oid roleid)
+{
+#if PG_VERSION_NUM >= 160000
+	return object_ownercheck(DatabaseRelationId, dboid, roleid);
+#else
+	return pg_database_ownercheck(dboid, roleid);
+#endif
+}
+
+/* 17: keys are copied by a function. Keys here are plain memory */
+static inline dshash_parameters
+compat_dshash_parameters(size_t key_size, size_t entry_size, int tranche_id)
+{
+	dshash_parameters parameters = {
+		.key_size = key_size,
+		.entry_size = entry_size,
+		.compare_function = dshash_memcmp,
+		.hash_function = dshash_memhash,
+#if PG_VERSION_NUM >= 170000
+		.copy_function = dshash_memcpy,
+#endif
+		.tranche_id = tranche_id,
+	};
+
+	return parameters;
+}
+
+/*
+ * 16: the memory of settings (strings and "extra" of check hooks) comes from
+ * guc_malloc instead of malloc. Returns NULL when there is none.
+ */
+static inline void *
+compat_guc_malloc(size_t size)
+{
+#if PG_VERSION_NUM >= 160000
+	return guc_malloc(LOG, size);
+#else
+	return malloc(size);
+#endif
+}
+
+static inline void
+compat_guc_free(void *memory)
+{
+#if PG_VERSION_NUM >= 160000
+	guc_free(memory);
+#else
+	free(memory);
 #endif
 }
 

@@ -10,6 +10,10 @@
 #ifndef OUTBOX_KAFKA_CLIENT_H
 #define OUTBOX_KAFKA_CLIENT_H
 
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
 typedef struct KafkaProducer KafkaProducer;
 typedef struct KafkaTopic KafkaTopic;
 typedef struct KafkaHeaders KafkaHeaders;
@@ -81,8 +85,9 @@ typedef struct KafkaEventHandlers
 
 /*
  * Check the text of outbox_kafka.producer_config without making a client.
- * Returns NULL when it is acceptable, else a static or palloc'd description
- * that names the offending property (never its value).
+ * Returns NULL when it is acceptable, else a description that names the
+ * offending property (never its value), valid until the next call. Starts no
+ * thread, so check hooks may call it in any process.
  */
 extern const char *kafka_conf_check(const char *properties);
 
@@ -101,16 +106,16 @@ extern KafkaProducer *kafka_producer_create(const KafkaProducerConfig *config,
 extern void kafka_producer_destroy(KafkaProducer *producer);
 
 /*
- * A descriptor that turns readable when kafka_producer_serve() has something
- * to do. It may stay silent when something was there already: serve once
- * before the first wait, and to the end each time.
+ * A descriptor that is readable while kafka_producer_serve() has something to
+ * do, and after the last connection went or the first one came. It lives as
+ * long as the producer.
  */
 extern int	kafka_producer_fd(const KafkaProducer *producer);
 
 /*
  * Hand over what the queue holds, at most max_events queue entries (one entry
- * can carry many delivery reports). Clears the descriptor first. Returns the
- * number of entries handled; 0 means the queue is empty. Never waits.
+ * can carry many delivery reports). Returns the number of entries handled; less
+ * than max_events means the queue was emptied. Never waits.
  */
 extern int	kafka_producer_serve(KafkaProducer *producer,
 								 const KafkaEventHandlers *handlers,
@@ -119,20 +124,30 @@ extern int	kafka_producer_serve(KafkaProducer *producer,
 /* Messages in the producer's hands, queued or sent, not reported yet. */
 extern int	kafka_producer_outstanding(const KafkaProducer *producer);
 
-/* True after an error event of class KAFKA_ERROR_CLIENT; fills error. */
+/*
+ * True once nothing more can come of this producer (class KAFKA_ERROR_CLIENT);
+ * fills error. Reports of what was in its hands may still come: those sent are
+ * acknowledged or refused, the rest is KAFKA_ERROR_PURGED. After a failed
+ * authentication none may come: do not wait for them without a limit.
+ */
 extern bool kafka_producer_is_dead(const KafkaProducer *producer,
 								   KafkaError *error);
 
-/* At least one broker connection has been seen up and not all are down. */
+/* At least one connection to a broker is up, logged in and ready, right now. */
 extern bool kafka_producer_is_connected(const KafkaProducer *producer);
 
-/* A handle by name; made once a producer and name, cheap afterwards. */
+/*
+ * A handle by name; made once a producer and name, cheap afterwards. NULL when
+ * librdkafka refuses the name or memory is short.
+ */
 extern KafkaTopic *kafka_topic(KafkaProducer *producer, const char *name);
 
 /*
  * How many partitions the topic has, from the broker, waiting at most
  * timeout_ms. Returns the count, or 0 and fills error (class TOPIC: the broker
- * says there is none or it is forbidden; RETRY: no answer in time).
+ * says there is none or it is forbidden; RETRY: no answer in time). A topic the
+ * broker is just creating is at first reported as unknown: ask again. topic may
+ * be NULL (class TOPIC).
  */
 extern int	kafka_topic_partitions(KafkaTopic *topic, int timeout_ms,
 								   KafkaError *error);
@@ -157,6 +172,9 @@ extern void kafka_headers_free(KafkaHeaders *headers);
 extern void kafka_headers_add(KafkaHeaders *headers,
 							  const char *name, int name_length,
 							  const void *value, int value_length);
+
+/* What a code means, in English. Static memory. */
+extern const char *kafka_error_text(int code);
 
 /* "2.0.2" as loaded, not as compiled against. */
 extern const char *kafka_library_version(void);

@@ -7,6 +7,8 @@
  *	- SharedState.lock guards the fields of a slot that are not atomics, and
  *	  the allocation of slots. Hold it for a few loads and stores only: never
  *	  across an ereport(), a catalog access or anything that waits.
+ *	- slots are given to databases and taken back by the launcher alone, and
+ *	  never while a relay is attached or a backend keeps one away.
  *	- atomics are read by anybody without the lock. The ones marked (relay)
  *	  are written by the attached relay only.
  *	- nothing process-local is stored here: no pointers except PGPROC numbers,
@@ -19,15 +21,18 @@
 #define OUTBOX_SHMEM_H
 
 #include "datatype/timestamp.h"
+#include "lib/dshash.h"
 #include "port/atomics.h"
 #include "storage/condition_variable.h"
 #include "storage/lwlock.h"
 #include "utils/dsa.h"
-#include "lib/dshash.h"
 
 #define SLOT_NO_PROC PG_UINT32_MAX
 #define SLOT_ERROR_LENGTH 1024
 #define SLOT_BROKER_LENGTH 256
+
+/* Databases the launcher can be told of before it is told to look at all. */
+#define LAUNCHER_NOTICES 16
 
 /* Where a database's slot stands in the launcher's hands. */
 typedef enum SlotPhase
@@ -36,7 +41,8 @@ typedef enum SlotPhase
 	SLOT_WANTED,				/* a relay should run; none is registered */
 	SLOT_STARTING,				/* registered, not attached yet */
 	SLOT_RUNNING,				/* a relay is attached */
-	SLOT_IDLE					/* probed: the database has no extension */
+	SLOT_IDLE,					/* probed: the database has no extension */
+	SLOT_REFUSED				/* probed: it has, but max_databases do */
 } SlotPhase;
 
 /* What an attached relay says of itself; shown by outbox.relay_status. */
@@ -61,11 +67,13 @@ typedef struct RelaySlot
 	SlotPhase	phase;
 	uint32		generation;		/* counts the registrations of a worker */
 	pid_t		pid;			/* the attached relay, else 0 */
+	bool		settled;		/* the attached relay has seen the extension */
+	bool		probe_only;		/* max_databases are taken: look, don't stay */
 	TimestampTz start_after;	/* not before this time (backoff) */
 	TimestampTz started_at;		/* when the relay attached */
 	int			failures;		/* starts that ended badly in a row */
 	bool		no_worker_slot; /* last try met max_worker_processes */
-	pid_t		suspended_by;	/* backend whose DDL keeps the relay away */
+	int			suspensions;	/* transactions that keep the relay away */
 
 	/* --- wake-up, see wakeup.h --- */
 	pg_atomic_uint32 procno;	/* the relay's PGPROC number, or SLOT_NO_PROC */
@@ -77,10 +85,12 @@ typedef struct RelaySlot
 	/* --- progress (relay) --- */
 	pg_atomic_uint32 current_segment;	/* OUTBOX_SEGMENTS: read it from disk */
 	pg_atomic_uint32 waiters;	/* backends in wait_published() (anybody) */
-	ConditionVariable progress_cv;	/* broadcast after progress is committed */
+	ConditionVariable progress_cv;	/* broadcast after progress is committed,
+									 * and when the relay leaves */
 
 	/* --- report (relay) --- */
-	pg_atomic_uint32 state;		/* enum RelayState */
+	pg_atomic_uint32 state;		/* enum RelayState; of a relay that left, its
+								 * last one */
 	pg_atomic_uint64 in_flight;
 	pg_atomic_uint64 in_flight_bytes;
 	pg_atomic_uint64 published; /* acknowledged since the server started */
@@ -88,7 +98,7 @@ typedef struct RelaySlot
 	pg_atomic_uint64 last_id;	/* highest id acknowledged without a gap */
 	pg_atomic_uint64 oldest_pending;	/* created_at of it as TimestampTz, or 0 */
 	pg_atomic_uint64 last_ack_at;	/* TimestampTz, or 0 */
-	/* under the lock: */
+	/* under the lock; they outlive a relay, until the slot changes hands: */
 	char		broker[SLOT_BROKER_LENGTH];
 	char		last_error[SLOT_ERROR_LENGTH];
 	TimestampTz last_error_at;
@@ -98,10 +108,19 @@ typedef struct SharedState
 {
 	LWLock	   *lock;
 	pg_atomic_uint32 launcher_procno;	/* SLOT_NO_PROC: none */
+
+	/* databases the launcher shall look at: under the lock */
+	int			nnotices;
+	Oid			notices[LAUNCHER_NOTICES];
+	bool		notice_all;		/* there were more */
+
 	/* per-topic counters, see topic_stats.h; created by the launcher */
+	int			topics_tranche; /* constant */
 	dsa_handle	topics_area;	/* under the lock */
 	dshash_table_handle topics_table;	/* under the lock */
-	int			nslots;
+	pg_atomic_uint32 topics_count;	/* entries of all databases */
+
+	int			nslots;			/* max_databases and one to probe with */
 	RelaySlot	slots[FLEXIBLE_ARRAY_MEMBER];
 } SharedState;
 
@@ -112,14 +131,36 @@ extern SharedState *shared_state;
 extern void shmem_install_hooks(void);
 
 /*
- * The slot of a database, or NULL. Takes the lock in shared mode only when the
- * backend's remembered slot does not fit any more. Safe in commit callbacks:
- * cannot raise.
+ * The slot of a database, or NULL. Takes no lock and cannot raise: safe in
+ * commit callbacks. The slot may be given to another database at any time
+ * unless something above forbids it: touch only its atomics, or take the lock
+ * and compare dboid again. shared_state must not be NULL.
  */
 extern RelaySlot *shmem_find_slot(Oid dboid);
 
-/* Like the above; allocates one in phase SLOT_WANTED. NULL when all are taken. */
+/*
+ * Launcher only. Like the above; a new slot is empty, in phase SLOT_WANTED.
+ * NULL when all are taken.
+ */
 extern RelaySlot *shmem_claim_slot(Oid dboid);
+
+/*
+ * Launcher only. Take the slot back from its database: true, unless a relay
+ * is on it or a transaction keeps one away.
+ */
+extern bool shmem_release_slot(RelaySlot *slot);
+
+/* Slots that are not free. */
+extern int	shmem_slots_in_use(void);
+
+/* Have the launcher look at a database (InvalidOid: at all). Cannot raise. */
+extern void shmem_notify_launcher(Oid dboid);
+
+/*
+ * Launcher only. Copy the databases it shall look at to dboids (room for
+ * LAUNCHER_NOTICES), forget them, return their number. *all: look at all.
+ */
+extern int	shmem_take_notices(Oid *dboids, bool *all);
 
 /* Record text (truncated) as the slot's last error, with the time. */
 extern void shmem_set_error(RelaySlot *slot, const char *text);

@@ -30,12 +30,16 @@ typedef struct TopicStats
 	char		last_error[256];
 } TopicStats;
 
-/* Launcher: make the table and publish its handles in shared memory. */
+/*
+ * Launcher: make the table and publish its handles in shared memory, unless an
+ * earlier launcher has done so.
+ */
 extern void topic_stats_create(void);
 
 /*
  * Relay: add to a topic's counters. partitions < 0 and error NULL leave those
- * fields alone; in_flight replaces. No-op when the table does not exist yet.
+ * fields alone; in_flight replaces. No-op when the table does not exist yet,
+ * or when the topic is new and the table holds as many as it may.
  */
 extern void topic_stats_report(const char *topic, int32 partitions,
 							   uint64 published, uint64 bytes,
@@ -44,7 +48,10 @@ extern void topic_stats_report(const char *topic, int32 partitions,
 /* Drop all entries of a database (its extension was dropped). */
 extern void topic_stats_forget(Oid dboid);
 
-/* Copies (palloc'd in the current context) of a database's entries. */
+/*
+ * Copies (palloc'd in the current context) of a database's entries, in no
+ * order. *count is 0 and the result NULL when there are none.
+ */
 extern TopicStats *topic_stats_list(Oid dboid, int *count);
 
 #endif							/* OUTBOX_TOPIC_STATS_H */

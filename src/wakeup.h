@@ -5,14 +5,21 @@
  * One transaction callback, registered once in _PG_init, serves every need:
  * a transaction that published wakes the relay of its database; one that made
  * or dropped the extension, or changed what the relay must re-read, tells the
- * launcher or the relay. Nothing happens at abort except forgetting, and
- * nothing in the callback can raise an error: at that point it would be a
- * PANIC.
+ * launcher or the relay. Nothing happens at abort except forgetting and
+ * letting go of relays that were kept away, and nothing in the callback can
+ * raise an error: at that point it would be a PANIC.
  *
  * The order that loses no wake-up: the publisher makes its commit visible,
  * counts it in slot->commits (a full barrier), then looks at slot->sleeping;
  * the relay sets slot->sleeping, passes a barrier, then looks at
  * slot->commits. At least one of the two sees the other.
+ *
+ * A mark made in a subtransaction that is rolled back stays. That is harmless
+ * because no mark decides anything: the one who is woken looks for messages,
+ * and "start", "restart" and "stop" all make a relay or the launcher look
+ * again whether the database has the extension.
+ *
+ * All functions do nothing when the library was not preloaded.
  */
 #ifndef OUTBOX_WAKEUP_H
 #define OUTBOX_WAKEUP_H
@@ -32,7 +39,10 @@ extern void wakeup_mark_control(void);
  */
 extern void wakeup_mark_start(Oid dboid);
 
-/* This transaction changed settings of dboid: its relay restarts at commit. */
+/*
+ * This transaction changed settings of dboid (InvalidOid: of all databases):
+ * its relay restarts at commit.
+ */
 extern void wakeup_mark_restart(Oid dboid);
 
 /* This transaction dropped the extension of dboid: its relay ends at commit. */
@@ -42,6 +52,10 @@ extern void wakeup_mark_stop(Oid dboid);
  * This transaction keeps the relay of dboid away until it ends, either way
  * (DROP DATABASE and its kin). Stops a running relay and waits, at most
  * timeout_ms, until it has left. False if it has not.
+ *
+ * The caller holds a lock on the database that keeps new connections out
+ * (ShareLock or stronger): a relay that is just starting and waits for that
+ * lock is not in the way and not waited for.
  */
 extern bool wakeup_suspend(Oid dboid, int timeout_ms);
 

@@ -1,0 +1,236 @@
+/*
+ * guc.c
+ *	  The settings outbox_kafka.*: definitions and check hooks.
+ *
+ * What concerns one database's relay or its publishers is PGC_SUSET, so that
+ * ALTER DATABASE ... SET works and an administrator can pass it on with GRANT
+ * SET ON PARAMETER; nothing that guards the server or the secrecy of the
+ * broker's credentials can be set by ordinary users.
+ */
+#include "postgres.h"
+
+#include <limits.h>
+
+#include "miscadmin.h"
+#include "utils/guc.h"
+
+#include "guc.h"
+#include "kafka.h"
+
+char	   *guc_bootstrap_servers = NULL;
+char	   *guc_producer_config = NULL;
+char	   *guc_config_file = NULL;
+int			guc_max_message_bytes = 1000000;
+int			guc_max_in_flight = 10000;
+int			guc_max_in_flight_size = 32 * 1024;
+int			guc_retention = 3600;
+int			guc_segment_size = 64;
+int			guc_headers = HEADERS_CLOUDEVENTS;
+int			guc_record_timestamp = RECORD_TIMESTAMP_CREATED;
+char	   *guc_source = NULL;
+int			guc_max_databases = 64;
+
+static const struct config_enum_entry headers_options[] = {
+	{"cloudevents", HEADERS_CLOUDEVENTS, false},
+	{"plain", HEADERS_PLAIN, false},
+	{"none", HEADERS_NONE, false},
+	{NULL, 0, false}
+};
+
+static const struct config_enum_entry record_timestamp_options[] = {
+	{"created", RECORD_TIMESTAMP_CREATED, false},
+	{"sent", RECORD_TIMESTAMP_SENT, false},
+	{NULL, 0, false}
+};
+
+static bool
+check_producer_config(char **newval, void **extra, GucSource source)
+{
+	const char *problem;
+
+	if (*newval == NULL || (*newval)[0] == '\0')
+		return true;
+
+	problem = kafka_conf_check(*newval);
+	if (problem != NULL)
+	{
+		GUC_check_errdetail("%s", problem);
+		return false;
+	}
+	return true;
+}
+
+/* It becomes a header of every record, so what CloudEvents forbids is refused. */
+static bool
+check_source(char **newval, void **extra, GucSource source)
+{
+	if (*newval == NULL)
+		return true;
+
+	for (const char *c = *newval; *c != '\0'; c++)
+	{
+		if ((unsigned char) *c <= ' ' || (unsigned char) *c >= 0x7f)
+		{
+			GUC_check_errdetail("A URI reference consists of printable ASCII characters without spaces.");
+			return false;
+		}
+	}
+	return true;
+}
+
+void
+guc_define(void)
+{
+	/*
+	 * Which Kafka cluster a database publishes to. Unset, messages are stored
+	 * and wait. Pointing a running system at another cluster sends there what
+	 * is still waiting, and nothing of what was delivered before.
+	 */
+	DefineCustomStringVariable("outbox_kafka.bootstrap_servers",
+							   "Kafka brokers to connect to first.",
+							   "A comma-separated list of host:port. Empty: messages are stored and wait.",
+							   &guc_bootstrap_servers,
+							   "",
+							   PGC_SUSET, 0,
+							   NULL, NULL, NULL);
+
+	/*
+	 * How the producer connects and sends: security protocol, compression,
+	 * linger and the like. Only properties from a list are accepted; the ones
+	 * that the promises rest on (acks, idempotence, timeouts) are not in it.
+	 * Whoever may read all settings sees this one: passwords belong into
+	 * config_file.
+	 */
+	DefineCustomStringVariable("outbox_kafka.producer_config",
+							   "Properties of librdkafka for the producer.",
+							   "Written as \"name=value; name=value\".",
+							   &guc_producer_config,
+							   "",
+							   PGC_SUSET, GUC_SUPERUSER_ONLY,
+							   check_producer_config, NULL, NULL);
+
+	/*
+	 * Where passwords and keys are kept, out of reach of SQL. One file for
+	 * the server; it must be readable by the server's user and root only.
+	 */
+	DefineCustomStringVariable("outbox_kafka.config_file",
+							   "File with further properties of librdkafka, such as passwords.",
+							   "Lines of name=value. It is refused unless only the server's user and root can read it.",
+							   &guc_config_file,
+							   "",
+							   PGC_SIGHUP, GUC_SUPERUSER_ONLY,
+							   NULL, NULL, NULL);
+
+	/*
+	 * The largest record an application may publish. A larger value needs
+	 * message.max.bytes of the brokers and max.message.bytes of the topics to
+	 * be raised as well, or the brokers refuse what was accepted here.
+	 */
+	DefineCustomIntVariable("outbox_kafka.max_message_bytes",
+							"Largest record that can be published: key, payload and headers.",
+							NULL,
+							&guc_max_message_bytes,
+							1000000, 1, 1000000000,
+							PGC_SUSET, GUC_UNIT_BYTE,
+							NULL, NULL, NULL);
+
+	/*
+	 * How many messages are on their way at a time: throughput over distant
+	 * brokers against the number that is sent twice after a crash.
+	 */
+	DefineCustomIntVariable("outbox_kafka.max_in_flight",
+							"Messages that may be sent and not acknowledged yet.",
+							"As many may be sent again after a crash.",
+							&guc_max_in_flight,
+							10000, 1, 1000000,
+							PGC_SUSET, 0,
+							NULL, NULL, NULL);
+
+	/*
+	 * The memory a relay may use for messages on their way.
+	 */
+	DefineCustomIntVariable("outbox_kafka.max_in_flight_size",
+							"Amount of messages that may be sent and not acknowledged yet.",
+							"One message is sent however large it is.",
+							&guc_max_in_flight_size,
+							32 * 1024, 64, 2 * 1024 * 1024,
+							PGC_SUSET, GUC_UNIT_KB,
+							NULL, NULL, NULL);
+
+	/*
+	 * How long delivered messages can still be looked at: disk space against
+	 * the time to find out what was sent.
+	 */
+	DefineCustomIntVariable("outbox_kafka.retention",
+							"Time that delivered messages stay readable.",
+							"It counts from delivery; 0 removes them as soon as their segment can be emptied.",
+							&guc_retention,
+							3600, 0, INT_MAX,
+							PGC_SUSET, GUC_UNIT_S,
+							NULL, NULL, NULL);
+
+	/*
+	 * How often the ring of segments turns. Smaller segments give space back
+	 * sooner, each at the price of a short exclusive lock.
+	 */
+	DefineCustomIntVariable("outbox_kafka.segment_size",
+							"Size of a segment after which publishing moves on to the next one.",
+							NULL,
+							&guc_segment_size,
+							64, 1, 1024 * 1024,
+							PGC_SUSET, GUC_UNIT_MB,
+							NULL, NULL, NULL);
+
+	/*
+	 * What consumers get to know of a message besides key and value. Each
+	 * header costs throughput.
+	 */
+	DefineCustomEnumVariable("outbox_kafka.headers",
+							 "Headers that the relay adds to records.",
+							 "cloudevents: ce_specversion, ce_id, ce_source, ce_type; plain: id; none: nothing.",
+							 &guc_headers,
+							 HEADERS_CLOUDEVENTS, headers_options,
+							 PGC_SUSET, 0,
+							 NULL, NULL, NULL);
+
+	/*
+	 * Whether consumers and the topic's retention go by the time of the event
+	 * or by the time Kafka got it. Matters after an outage.
+	 */
+	DefineCustomEnumVariable("outbox_kafka.record_timestamp",
+							 "Time that records carry: when they were published in SQL, or sent.",
+							 NULL,
+							 &guc_record_timestamp,
+							 RECORD_TIMESTAMP_CREATED, record_timestamp_options,
+							 PGC_SUSET, 0,
+							 NULL, NULL, NULL);
+
+	/*
+	 * The name under which consumers know this database. Set it before
+	 * several databases of the same name publish to one cluster, and keep it
+	 * when a database is renamed.
+	 */
+	DefineCustomStringVariable("outbox_kafka.source",
+							   "Value of the header ce_source.",
+							   "Empty: /postgresql/ and the name of the database.",
+							   &guc_source,
+							   "",
+							   PGC_SUSET, 0,
+							   check_source, NULL, NULL);
+
+	/*
+	 * How much shared memory and how many of max_worker_processes the
+	 * extension may take: one worker for each database that has it. Only a
+	 * preloaded library can have such a setting.
+	 */
+	if (process_shared_preload_libraries_in_progress)
+		DefineCustomIntVariable("outbox_kafka.max_databases",
+								"Databases of this server that can have a relay at a time.",
+								NULL,
+								&guc_max_databases,
+								64, 1, 10000,
+								PGC_POSTMASTER, 0,
+								NULL, NULL, NULL);
+
+	MarkGUCPrefixReserved("outbox_kafka");
+}

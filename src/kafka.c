@@ -1,0 +1,808 @@
+/*
+ * kafka.c
+ *	  The producer: a thin layer over librdkafka's.
+ *
+ * Threads. librdkafka works in threads of its own; everything here but
+ * note_link_state() runs in the caller's. Reports, errors and log lines are
+ * events in one queue, which kafka_producer_serve() empties: no callback of
+ * librdkafka's ever reaches the relay, so the relay may raise errors wherever
+ * no function of this file is on the stack. All signals are blocked while
+ * rd_kafka_new() starts threads, so that a signal for the server never runs
+ * its handler in one of them.
+ *
+ * The descriptor. librdkafka writes to it when its queue turns from empty to
+ * non-empty, and only then, so a reader that stops half-way would never be
+ * woken again. Here the descriptor behaves like a level: it is made readable
+ * at the start, and again by whoever leaves something in the queue.
+ *
+ * Connections. librdkafka has no call that tells whether a broker can be
+ * reached: error events tell of losses, and nothing tells that a connection
+ * came back while there is nothing to send. Its interceptor for changes of a
+ * broker's state does, in librdkafka's threads; note_link_state() therefore
+ * touches nothing but a short list under a mutex, an atomic counter and the
+ * descriptor.
+ *
+ * Memory is librdkafka's and malloc's. librdkafka copies keys and values when
+ * they are queued, a record costs no allocation of ours.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#ifdef __linux__
+#include <sys/eventfd.h>
+#endif
+
+#include "kafka.h"
+#include "kafka_conf.h"
+
+#define TOPIC_BUCKETS 256
+#define REPORTS_AT_ONCE 256
+#define INTERCEPTOR_NAME "outbox_kafka"
+
+/* The tag of a record travels as the message's opaque pointer. */
+_Static_assert(sizeof(void *) >= sizeof(uint64_t), "pointers must have 64 bits");
+
+struct KafkaTopic
+{
+	KafkaTopic *next;			/* in its bucket */
+	KafkaProducer *producer;
+	rd_kafka_topic_t *rkt;
+	char		name[];
+};
+
+/* A broker as librdkafka knows it, by the address it was told. */
+typedef struct Link
+{
+	struct Link *next;
+	bool		up;
+	int			port;
+	char		name[];
+} Link;
+
+struct KafkaProducer
+{
+	pid_t		owner;			/* threads do not follow a fork */
+	rd_kafka_t *rk;
+	rd_kafka_queue_t *queue;	/* reports, errors and log lines */
+	int			wake_fd;		/* read end */
+	int			wake_write_fd;	/* the same where there is eventfd */
+	int			outstanding;
+	bool		dead;
+	KafkaError	death;			/* if dead */
+	KafkaTopic *topics[TOPIC_BUCKETS];
+
+	/* shared with librdkafka's threads */
+	pthread_mutex_t links_lock; /* guards links */
+	Link	   *links;
+	atomic_int	links_up;
+};
+
+/* Where an error code comes from: it means different things there. */
+typedef enum ErrorSource
+{
+	FROM_PRODUCE,				/* refused before it was queued */
+	FROM_REPORT,				/* delivery report: this record has failed */
+	FROM_EVENT,					/* nobody's error in particular */
+	FROM_METADATA				/* an answer about a topic */
+} ErrorSource;
+
+static KafkaErrorClass
+classify_code(rd_kafka_resp_err_t code)
+{
+	switch (code)
+	{
+		case RD_KAFKA_RESP_ERR_NO_ERROR:
+			return KAFKA_ERROR_NONE;
+
+		case RD_KAFKA_RESP_ERR__QUEUE_FULL:
+			return KAFKA_ERROR_QUEUE_FULL;
+
+		case RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC:
+		case RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION:
+		case RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART:
+		case RD_KAFKA_RESP_ERR_TOPIC_EXCEPTION:
+		case RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED:
+			return KAFKA_ERROR_TOPIC;
+
+		case RD_KAFKA_RESP_ERR__PURGE_QUEUE:
+		case RD_KAFKA_RESP_ERR__PURGE_INFLIGHT:
+		case RD_KAFKA_RESP_ERR__DESTROY:
+		case RD_KAFKA_RESP_ERR__MSG_TIMED_OUT:
+			return KAFKA_ERROR_PURGED;
+
+		case RD_KAFKA_RESP_ERR__FATAL:
+		case RD_KAFKA_RESP_ERR__GAPLESS_GUARANTEE:
+		case RD_KAFKA_RESP_ERR__FENCED:
+		case RD_KAFKA_RESP_ERR__AUTHENTICATION:
+		case RD_KAFKA_RESP_ERR__CRIT_SYS_RESOURCE:
+		case RD_KAFKA_RESP_ERR__UNSUPPORTED_FEATURE:
+		case RD_KAFKA_RESP_ERR_SASL_AUTHENTICATION_FAILED:
+		case RD_KAFKA_RESP_ERR_UNSUPPORTED_SASL_MECHANISM:
+		case RD_KAFKA_RESP_ERR_ILLEGAL_SASL_STATE:
+		case RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED:
+		case RD_KAFKA_RESP_ERR_TRANSACTIONAL_ID_AUTHORIZATION_FAILED:
+		case RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER:
+		case RD_KAFKA_RESP_ERR_UNKNOWN_PRODUCER_ID:
+		case RD_KAFKA_RESP_ERR_INVALID_PRODUCER_EPOCH:
+		case RD_KAFKA_RESP_ERR_INVALID_PRODUCER_ID_MAPPING:
+		case RD_KAFKA_RESP_ERR_PRODUCER_FENCED:
+		case RD_KAFKA_RESP_ERR_TRANSACTION_COORDINATOR_FENCED:
+		case RD_KAFKA_RESP_ERR_INVALID_TXN_STATE:
+		case RD_KAFKA_RESP_ERR_UNSUPPORTED_VERSION:
+			return KAFKA_ERROR_CLIENT;
+
+		case RD_KAFKA_RESP_ERR__TRANSPORT:
+		case RD_KAFKA_RESP_ERR__RESOLVE:
+		case RD_KAFKA_RESP_ERR__SSL:
+		case RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN:
+		case RD_KAFKA_RESP_ERR__TIMED_OUT:
+		case RD_KAFKA_RESP_ERR__TIMED_OUT_QUEUE:
+		case RD_KAFKA_RESP_ERR__WAIT_CACHE:
+		case RD_KAFKA_RESP_ERR__WAIT_COORD:
+		case RD_KAFKA_RESP_ERR__ISR_INSUFF:
+		case RD_KAFKA_RESP_ERR__RETRY:
+		case RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE:
+		case RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION:
+		case RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT:
+		case RD_KAFKA_RESP_ERR_BROKER_NOT_AVAILABLE:
+		case RD_KAFKA_RESP_ERR_REPLICA_NOT_AVAILABLE:
+		case RD_KAFKA_RESP_ERR_STALE_CTRL_EPOCH:
+		case RD_KAFKA_RESP_ERR_NETWORK_EXCEPTION:
+		case RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS:
+		case RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE:
+		case RD_KAFKA_RESP_ERR_NOT_COORDINATOR:
+		case RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS:
+		case RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS_AFTER_APPEND:
+		case RD_KAFKA_RESP_ERR_NOT_CONTROLLER:
+		case RD_KAFKA_RESP_ERR_KAFKA_STORAGE_ERROR:
+		case RD_KAFKA_RESP_ERR_LOG_DIR_NOT_FOUND:
+		case RD_KAFKA_RESP_ERR_CONCURRENT_TRANSACTIONS:
+		case RD_KAFKA_RESP_ERR_LISTENER_NOT_FOUND:
+		case RD_KAFKA_RESP_ERR_FENCED_LEADER_EPOCH:
+		case RD_KAFKA_RESP_ERR_UNKNOWN_LEADER_EPOCH:
+		case RD_KAFKA_RESP_ERR_STALE_BROKER_EPOCH:
+		case RD_KAFKA_RESP_ERR_PREFERRED_LEADER_NOT_AVAILABLE:
+		case RD_KAFKA_RESP_ERR_ELIGIBLE_LEADERS_NOT_AVAILABLE:
+		case RD_KAFKA_RESP_ERR_THROTTLING_QUOTA_EXCEEDED:
+			return KAFKA_ERROR_RETRY;
+
+		default:
+			/* a broker's code that we do not know, or one of librdkafka's */
+			return (code >= RD_KAFKA_RESP_ERR_UNKNOWN) ?
+				KAFKA_ERROR_RECORD : KAFKA_ERROR_CLIENT;
+	}
+}
+
+static KafkaErrorClass
+classify(rd_kafka_resp_err_t code, ErrorSource source)
+{
+	KafkaErrorClass class = classify_code(code);
+
+	switch (source)
+	{
+		case FROM_PRODUCE:
+			break;
+		case FROM_REPORT:
+			/* librdkafka has given it up: whatever passes is to be sent again */
+			if (class == KAFKA_ERROR_RETRY || class == KAFKA_ERROR_QUEUE_FULL)
+				return KAFKA_ERROR_PURGED;
+			break;
+		case FROM_EVENT:
+			/* no record is meant, and librdkafka goes on if it is not fatal */
+			if (class == KAFKA_ERROR_RECORD)
+				return KAFKA_ERROR_RETRY;
+			break;
+		case FROM_METADATA:
+			if (class != KAFKA_ERROR_NONE && class != KAFKA_ERROR_TOPIC)
+				return KAFKA_ERROR_RETRY;
+			break;
+	}
+	return class;
+}
+
+static KafkaErrorClass
+fill_error(KafkaError *error, KafkaErrorClass class, rd_kafka_resp_err_t code,
+		   const char *message)
+{
+	error->class = class;
+	error->code = code;
+	snprintf(error->message, sizeof(error->message), "%s",
+			 message != NULL ? message : rd_kafka_err2str(code));
+	return class;
+}
+
+/* ----------
+ * The descriptor
+ * ----------
+ */
+
+static bool
+wake_open(KafkaProducer *producer)
+{
+#ifdef __linux__
+	producer->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	producer->wake_write_fd = producer->wake_fd;
+	return producer->wake_fd >= 0;
+#else
+	int			fds[2];
+
+	if (pipe(fds) != 0)
+		return false;
+	for (int i = 0; i < 2; i++)
+	{
+		fcntl(fds[i], F_SETFL, O_NONBLOCK);
+		fcntl(fds[i], F_SETFD, FD_CLOEXEC);
+	}
+	producer->wake_fd = fds[0];
+	producer->wake_write_fd = fds[1];
+	return true;
+#endif
+}
+
+static void
+wake_close(KafkaProducer *producer)
+{
+	if (producer->wake_write_fd >= 0 && producer->wake_write_fd != producer->wake_fd)
+		close(producer->wake_write_fd);
+	if (producer->wake_fd >= 0)
+		close(producer->wake_fd);
+}
+
+/* Make the descriptor readable. From any thread. */
+static void
+wake_set(const KafkaProducer *producer)
+{
+	uint64_t	one = 1;
+	ssize_t		rc;
+
+	do
+		rc = write(producer->wake_write_fd, &one, sizeof(one));
+	while (rc < 0 && errno == EINTR);
+	/* full: it is readable already */
+}
+
+static void
+wake_clear(const KafkaProducer *producer)
+{
+	uint64_t	buffer[64];
+	ssize_t		rc;
+
+	do
+		rc = read(producer->wake_fd, buffer, sizeof(buffer));
+	while (rc == (ssize_t) sizeof(buffer) || (rc < 0 && errno == EINTR));
+}
+
+/* ----------
+ * Connections
+ * ----------
+ */
+
+/*
+ * Interceptor: a broker's connection changed its state. In librdkafka's
+ * threads, with locks of librdkafka held.
+ */
+static rd_kafka_resp_err_t
+note_link_state(rd_kafka_t *rk, int32_t broker_id, const char *secproto,
+				const char *name, int port, const char *state, void *arg)
+{
+	KafkaProducer *producer = arg;
+	bool		up = strcmp(state, "UP") == 0 || strcmp(state, "UPDATE") == 0 ||
+		strcmp(state, "REAUTH") == 0;
+	bool		changed = false;
+	Link	   *link;
+
+	(void) rk;
+	(void) broker_id;			/* a bootstrap broker gets its number later */
+	(void) secproto;
+
+	pthread_mutex_lock(&producer->links_lock);
+	for (link = producer->links; link != NULL; link = link->next)
+	{
+		if (link->port == port && strcmp(link->name, name) == 0)
+			break;
+	}
+	if (link == NULL && up)
+	{
+		link = malloc(sizeof(Link) + strlen(name) + 1);
+		if (link != NULL)
+		{
+			link->up = false;
+			link->port = port;
+			strcpy(link->name, name);
+			link->next = producer->links;
+			producer->links = link;
+		}
+	}
+	if (link != NULL && link->up != up)
+	{
+		int			before = atomic_fetch_add(&producer->links_up, up ? 1 : -1);
+
+		link->up = up;
+		changed = (before + (up ? 1 : -1) == 0 || before == 0);
+	}
+	pthread_mutex_unlock(&producer->links_lock);
+
+	if (changed)
+		wake_set(producer);
+	return RD_KAFKA_RESP_ERR_NO_ERROR;
+}
+
+/* Interceptor: the client is being made; its threads have not started. */
+static rd_kafka_resp_err_t
+watch_links(rd_kafka_t *rk, const rd_kafka_conf_t *conf, void *arg,
+			char *errstr, size_t errstr_size)
+{
+	(void) conf;
+	(void) errstr;
+	(void) errstr_size;
+	return rd_kafka_interceptor_add_on_broker_state_change(rk, INTERCEPTOR_NAME,
+														   note_link_state, arg);
+}
+
+bool
+kafka_producer_is_connected(const KafkaProducer *producer)
+{
+	return atomic_load(&producer->links_up) > 0;
+}
+
+/* ----------
+ * Life
+ * ----------
+ */
+
+/* Free a producer whose librdkafka part is gone or never came to be. */
+static void
+free_producer(KafkaProducer *producer)
+{
+	while (producer->links != NULL)
+	{
+		Link	   *next = producer->links->next;
+
+		free(producer->links);
+		producer->links = next;
+	}
+	pthread_mutex_destroy(&producer->links_lock);
+	wake_close(producer);
+	free(producer);
+}
+
+KafkaProducer *
+kafka_producer_create(const KafkaProducerConfig *config, KafkaError *error)
+{
+	KafkaProducer *producer;
+	rd_kafka_conf_t *conf;
+	sigset_t	all_signals;
+	sigset_t	old_signals;
+	rd_kafka_error_t *sasl_error;
+	uint64_t	one = 1;
+	char		reason[KAFKA_ERROR_LENGTH];
+
+	if (config->bootstrap_servers[0] == '\0')
+	{
+		fill_error(error, KAFKA_ERROR_CLIENT, RD_KAFKA_RESP_ERR__INVALID_ARG,
+				   "no bootstrap servers are set");
+		return NULL;
+	}
+
+	producer = calloc(1, sizeof(KafkaProducer));
+	if (producer == NULL)
+	{
+		fill_error(error, KAFKA_ERROR_CLIENT,
+				   RD_KAFKA_RESP_ERR__CRIT_SYS_RESOURCE, "out of memory");
+		return NULL;
+	}
+	producer->owner = getpid();
+	producer->wake_fd = -1;
+	producer->wake_write_fd = -1;
+	pthread_mutex_init(&producer->links_lock, NULL);
+
+	if (!wake_open(producer))
+	{
+		snprintf(reason, sizeof(reason), "could not make a descriptor to wait on: %s",
+				 strerror(errno));
+		fill_error(error, KAFKA_ERROR_CLIENT,
+				   RD_KAFKA_RESP_ERR__CRIT_SYS_RESOURCE, reason);
+		free_producer(producer);
+		return NULL;
+	}
+
+	conf = kafka_conf_build(config, reason, sizeof(reason));
+	if (conf == NULL)
+	{
+		fill_error(error, KAFKA_ERROR_CLIENT, RD_KAFKA_RESP_ERR__INVALID_ARG, reason);
+		free_producer(producer);
+		return NULL;
+	}
+	rd_kafka_conf_set_events(conf, RD_KAFKA_EVENT_DR | RD_KAFKA_EVENT_ERROR |
+							 RD_KAFKA_EVENT_LOG);
+	rd_kafka_conf_interceptor_add_on_new(conf, INTERCEPTOR_NAME, watch_links, producer);
+
+	sigfillset(&all_signals);
+	pthread_sigmask(SIG_SETMASK, &all_signals, &old_signals);
+	producer->rk = rd_kafka_new(RD_KAFKA_PRODUCER, conf, reason, sizeof(reason));
+	pthread_sigmask(SIG_SETMASK, &old_signals, NULL);
+	if (producer->rk == NULL)
+	{
+		fill_error(error, KAFKA_ERROR_CLIENT, rd_kafka_last_error(), reason);
+		rd_kafka_conf_destroy(conf);
+		free_producer(producer);
+		return NULL;
+	}
+
+	producer->queue = rd_kafka_queue_get_main(producer->rk);
+	rd_kafka_set_log_queue(producer->rk, NULL);
+	rd_kafka_queue_io_event_enable(producer->queue, producer->wake_write_fd,
+								   &one, sizeof(one));
+	/* what came before that was not announced */
+	wake_set(producer);
+
+	/* tokens are fetched over the network: never in the caller's thread */
+	sasl_error = rd_kafka_sasl_background_callbacks_enable(producer->rk);
+	if (sasl_error != NULL)
+		rd_kafka_error_destroy(sasl_error); /* no OAUTHBEARER, no queue for it */
+	return producer;
+}
+
+void
+kafka_producer_destroy(KafkaProducer *producer)
+{
+	if (producer == NULL || producer->owner != getpid())
+		return;
+
+	rd_kafka_queue_io_event_enable(producer->queue, -1, NULL, 0);
+	rd_kafka_purge(producer->rk, RD_KAFKA_PURGE_F_QUEUE |
+				   RD_KAFKA_PURGE_F_INFLIGHT | RD_KAFKA_PURGE_F_NON_BLOCKING);
+	for (int i = 0; i < TOPIC_BUCKETS; i++)
+	{
+		while (producer->topics[i] != NULL)
+		{
+			KafkaTopic *next = producer->topics[i]->next;
+
+			rd_kafka_topic_destroy(producer->topics[i]->rkt);
+			free(producer->topics[i]);
+			producer->topics[i] = next;
+		}
+	}
+	rd_kafka_queue_destroy(producer->queue);
+	rd_kafka_destroy(producer->rk);
+	free_producer(producer);
+}
+
+/* Nothing more can come of this producer; the first reason stays. */
+static void
+mark_dead(KafkaProducer *producer, rd_kafka_resp_err_t code, const char *message)
+{
+	if (producer->dead)
+		return;
+	producer->dead = true;
+	fill_error(&producer->death, KAFKA_ERROR_CLIENT, code, message);
+}
+
+static void
+check_fatal(KafkaProducer *producer)
+{
+	char		message[KAFKA_ERROR_LENGTH];
+	rd_kafka_resp_err_t code;
+
+	if (producer->dead)
+		return;
+	code = rd_kafka_fatal_error(producer->rk, message, sizeof(message));
+	if (code != RD_KAFKA_RESP_ERR_NO_ERROR)
+		mark_dead(producer, code, message);
+}
+
+bool
+kafka_producer_is_dead(const KafkaProducer *producer, KafkaError *error)
+{
+	if (producer->dead && error != NULL)
+		*error = producer->death;
+	return producer->dead;
+}
+
+int
+kafka_producer_outstanding(const KafkaProducer *producer)
+{
+	return producer->outstanding;
+}
+
+/* ----------
+ * Events
+ * ----------
+ */
+
+int
+kafka_producer_fd(const KafkaProducer *producer)
+{
+	return producer->wake_fd;
+}
+
+static void
+serve_reports(KafkaProducer *producer, rd_kafka_event_t *event,
+			  const KafkaEventHandlers *handlers, void *arg)
+{
+	const rd_kafka_message_t *messages[REPORTS_AT_ONCE];
+	size_t		count;
+
+	while ((count = rd_kafka_event_message_array(event, messages, REPORTS_AT_ONCE)) > 0)
+	{
+		producer->outstanding -= (int) count;
+		for (size_t i = 0; i < count; i++)
+		{
+			KafkaDelivery delivery;
+
+			delivery.tag = (uint64_t) (uintptr_t) messages[i]->_private;
+			delivery.partition = messages[i]->partition;
+			delivery.offset = messages[i]->offset;
+			delivery.code = messages[i]->err;
+			delivery.class = (messages[i]->err == RD_KAFKA_RESP_ERR_NO_ERROR) ?
+				KAFKA_ERROR_NONE : classify(messages[i]->err, FROM_REPORT);
+			handlers->delivered(arg, &delivery);
+		}
+	}
+}
+
+static void
+serve_error(KafkaProducer *producer, rd_kafka_event_t *event,
+			const KafkaEventHandlers *handlers, void *arg)
+{
+	rd_kafka_resp_err_t code = rd_kafka_event_error(event);
+	KafkaError	error;
+
+	fill_error(&error, classify(code, FROM_EVENT), code,
+			   rd_kafka_event_error_string(event));
+	if (code == RD_KAFKA_RESP_ERR__FATAL || rd_kafka_event_error_is_fatal(event))
+	{
+		/* the event's code is only "fatal": the cause is asked for */
+		check_fatal(producer);
+		if (producer->dead)
+			error = producer->death;
+	}
+	else if (error.class == KAFKA_ERROR_CLIENT)
+	{
+		/* one broker's refusal matters once no other one is left */
+		if (kafka_producer_is_connected(producer))
+			error.class = KAFKA_ERROR_RETRY;
+		else
+			mark_dead(producer, code, error.message);
+	}
+	handlers->error(arg, &error);
+}
+
+/*
+ * librdkafka warns at each start that enable.gapless.guarantee is experimental;
+ * there is nothing an administrator could do about it.
+ */
+static void
+serve_log(rd_kafka_event_t *event, const KafkaEventHandlers *handlers, void *arg)
+{
+	const char *facility;
+	const char *text;
+	int			level;
+
+	if (rd_kafka_event_log(event, &facility, &text, &level) == 0 &&
+		strstr(text, "enable.gapless.guarantee is experimental") == NULL)
+		handlers->log(arg, level, text);
+}
+
+int
+kafka_producer_serve(KafkaProducer *producer, const KafkaEventHandlers *handlers,
+					 void *arg, int max_events)
+{
+	rd_kafka_event_t *event;
+	int			served = 0;
+
+	wake_clear(producer);
+	while (served < max_events &&
+		   (event = rd_kafka_queue_poll(producer->queue, 0)) != NULL)
+	{
+		switch (rd_kafka_event_type(event))
+		{
+			case RD_KAFKA_EVENT_DR:
+				serve_reports(producer, event, handlers, arg);
+				break;
+			case RD_KAFKA_EVENT_ERROR:
+				serve_error(producer, event, handlers, arg);
+				break;
+			case RD_KAFKA_EVENT_LOG:
+				serve_log(event, handlers, arg);
+				break;
+			default:
+				break;
+		}
+		rd_kafka_event_destroy(event);
+		served++;
+	}
+	if (served == max_events)
+		wake_set(producer);
+	return served;
+}
+
+/* ----------
+ * Topics
+ * ----------
+ */
+
+static unsigned int
+topic_bucket(const char *name)
+{
+	uint32_t	hash = 2166136261u; /* FNV-1a */
+
+	for (; *name != '\0'; name++)
+		hash = (hash ^ (unsigned char) *name) * 16777619u;
+	return hash % TOPIC_BUCKETS;
+}
+
+KafkaTopic *
+kafka_topic(KafkaProducer *producer, const char *name)
+{
+	KafkaTopic **bucket = &producer->topics[topic_bucket(name)];
+	KafkaTopic *topic;
+	size_t		size = strlen(name) + 1;
+
+	for (topic = *bucket; topic != NULL; topic = topic->next)
+	{
+		if (strcmp(topic->name, name) == 0)
+			return topic;
+	}
+
+	topic = malloc(sizeof(KafkaTopic) + size);
+	if (topic == NULL)
+		return NULL;
+	topic->rkt = rd_kafka_topic_new(producer->rk, name, NULL);
+	if (topic->rkt == NULL)
+	{
+		free(topic);
+		return NULL;
+	}
+	topic->producer = producer;
+	memcpy(topic->name, name, size);
+	topic->next = *bucket;
+	*bucket = topic;
+	return topic;
+}
+
+int
+kafka_topic_partitions(KafkaTopic *topic, int timeout_ms, KafkaError *error)
+{
+	const struct rd_kafka_metadata *metadata;
+	rd_kafka_resp_err_t code;
+	int			partitions = 0;
+
+	if (topic == NULL)
+	{
+		fill_error(error, KAFKA_ERROR_TOPIC, RD_KAFKA_RESP_ERR__INVALID_ARG,
+				   "librdkafka has no handle for this topic");
+		return 0;
+	}
+
+	code = rd_kafka_metadata(topic->producer->rk, 0, topic->rkt, &metadata, timeout_ms);
+	if (code != RD_KAFKA_RESP_ERR_NO_ERROR)
+	{
+		/* nobody answered: whatever the code, it says nothing of the topic */
+		fill_error(error, KAFKA_ERROR_RETRY, code, NULL);
+		return 0;
+	}
+
+	if (metadata->topic_cnt == 1)
+	{
+		code = metadata->topics[0].err;
+		partitions = metadata->topics[0].partition_cnt;
+	}
+	if (code != RD_KAFKA_RESP_ERR_NO_ERROR)
+	{
+		fill_error(error, classify(code, FROM_METADATA), code, NULL);
+		partitions = 0;
+	}
+	else if (partitions <= 0)
+	{
+		fill_error(error, KAFKA_ERROR_RETRY, RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE, NULL);
+		partitions = 0;
+	}
+	else
+		fill_error(error, KAFKA_ERROR_NONE, RD_KAFKA_RESP_ERR_NO_ERROR, "");
+	rd_kafka_metadata_destroy(metadata);
+	return partitions;
+}
+
+int
+kafka_partition_for_key(const void *key, size_t length, int partitions)
+{
+	/* the topic handle and the opaque pointers are for other partitioners */
+	return rd_kafka_msg_partitioner_murmur2(NULL, key, length, partitions, NULL, NULL);
+}
+
+/* ----------
+ * Records
+ * ----------
+ */
+
+KafkaErrorClass
+kafka_produce(KafkaProducer *producer, const KafkaRecord *record, KafkaError *error)
+{
+	rd_kafka_vu_t fields[8];
+	size_t		count = 0;
+	rd_kafka_error_t *failure;
+	rd_kafka_resp_err_t code;
+
+	fields[count].vtype = RD_KAFKA_VTYPE_RKT;
+	fields[count++].u.rkt = record->topic->rkt;
+	fields[count].vtype = RD_KAFKA_VTYPE_PARTITION;
+	fields[count++].u.i32 = record->partition;
+	fields[count].vtype = RD_KAFKA_VTYPE_MSGFLAGS;
+	fields[count++].u.i = RD_KAFKA_MSG_F_COPY;
+	fields[count].vtype = RD_KAFKA_VTYPE_VALUE;
+	fields[count].u.mem.ptr = (void *) record->value;
+	fields[count++].u.mem.size = record->value_length;
+	fields[count].vtype = RD_KAFKA_VTYPE_KEY;
+	fields[count].u.mem.ptr = (void *) record->key;
+	fields[count++].u.mem.size = record->key_length;
+	fields[count].vtype = RD_KAFKA_VTYPE_TIMESTAMP;
+	fields[count++].u.i64 = record->timestamp_ms;
+	fields[count].vtype = RD_KAFKA_VTYPE_OPAQUE;
+	fields[count++].u.ptr = (void *) (uintptr_t) record->tag;
+	if (record->headers != NULL)
+	{
+		fields[count].vtype = RD_KAFKA_VTYPE_HEADERS;
+		fields[count++].u.headers = (rd_kafka_headers_t *) record->headers;
+	}
+
+	failure = rd_kafka_produceva(producer->rk, fields, count);
+	if (failure == NULL)
+	{
+		producer->outstanding++;
+		return KAFKA_ERROR_NONE;
+	}
+
+	code = rd_kafka_error_code(failure);
+	fill_error(error, classify(code, FROM_PRODUCE), code,
+			   rd_kafka_error_string(failure));
+	rd_kafka_error_destroy(failure);
+	if (code == RD_KAFKA_RESP_ERR__FATAL)
+		check_fatal(producer);
+	return error->class;
+}
+
+KafkaHeaders *
+kafka_headers_new(int expected)
+{
+	return (KafkaHeaders *) rd_kafka_headers_new((size_t) expected);
+}
+
+KafkaHeaders *
+kafka_headers_copy(const KafkaHeaders *headers)
+{
+	return (KafkaHeaders *) rd_kafka_headers_copy((const rd_kafka_headers_t *) headers);
+}
+
+void
+kafka_headers_free(KafkaHeaders *headers)
+{
+	if (headers != NULL)
+		rd_kafka_headers_destroy((rd_kafka_headers_t *) headers);
+}
+
+void
+kafka_headers_add(KafkaHeaders *headers, const char *name, int name_length,
+				  const void *value, int value_length)
+{
+	rd_kafka_header_add((rd_kafka_headers_t *) headers, name, name_length,
+						value, value_length);
+}
+
+const char *
+kafka_error_text(int code)
+{
+	return rd_kafka_err2str((rd_kafka_resp_err_t) code);
+}
+
+const char *
+kafka_library_version(void)
+{
+	return rd_kafka_version_str();
+}

@@ -1,0 +1,47 @@
+/*
+ * progress.h
+ *	  What is delivered, on disk: outbox.relay_state and outbox.relay_position.
+ */
+#ifndef OUTBOX_PROGRESS_H
+#define OUTBOX_PROGRESS_H
+
+#include "catalog.h"
+#include "cursor.h"
+
+typedef enum ProgressResult
+{
+	PROGRESS_OK,
+	PROGRESS_BUSY,				/* a lock was not to be had: try again */
+	PROGRESS_MISSING,			/* no row: somebody deleted it */
+	PROGRESS_FOREIGN			/* written in another database or copied
+								 * logically: must not be followed */
+} ProgressResult;
+
+/* done: delivered. batch, if any: being delivered, up to position. */
+typedef struct Progress
+{
+	CursorBound *done;
+	CursorBound *batch;			/* or NULL */
+	int64		position;
+} Progress;
+
+/*
+ * Read the progress of a cursor as committed now; bounds in context, their
+ * references the caller's. Inside a transaction. Anybody may.
+ */
+extern ProgressResult progress_read(const OutboxCatalog *catalog, int cursor_id,
+									Progress *progress, MemoryContext context);
+
+/* Does it cover this message? */
+extern bool progress_covers(const Progress *progress, uint64 xid, int64 id);
+
+/*
+ * Write it, as the only writer of that cursor. Inside a transaction, which
+ * gets an xid by it; the caller commits. state: also the bounds, else only the
+ * position. Never waits for a lock.
+ */
+extern ProgressResult progress_write(const OutboxCatalog *catalog,
+									 int cursor_id, const Progress *progress,
+									 bool state);
+
+#endif							/* OUTBOX_PROGRESS_H */

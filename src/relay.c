@@ -1,0 +1,470 @@
+/*
+ * relay.c
+ *	  The relay of a database: the main loop.
+ *
+ * One process a database. It reads committed messages, hands them to a
+ * librdkafka producer, and stores how far the acknowledgements have come. It
+ * is woken by the commit of a transaction that published (through shared
+ * memory, see wakeup.h) and by the producer (through a descriptor); it polls
+ * for nothing but a safety net once a minute.
+ *
+ * Sleeping is the delicate part. slot->sleeping tells publishers that a latch
+ * is wanted; it is set before slot->commits is looked at a last time, so a
+ * commit is either seen here or sets the latch.
+ *
+ * Pacing. At a few hundred commits a second each is looked at when it
+ * happens. At thousands a second that would cost a snapshot, a scan and a
+ * packet for each, taken from the very processors the publishers need; so the
+ * relay then looks every few milliseconds, and does not ask to be woken in
+ * between.
+ *
+ * The producer's reports are not urgent either: unless the window is full, or
+ * somebody waits for a confirmation, they are served when the relay is awake
+ * anyway.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "commands/dbcommands.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "guc.h"
+#include "relay.h"
+#include "relay_internal.h"
+#include "worker.h"
+
+/* Look for messages this often even if nobody says that there are any. */
+#define SAFETY_INTERVAL_MS 60000
+
+/* At an orderly end, reports of what is in flight are waited for this long. */
+#define SHUTDOWN_DRAIN_MS 1500
+
+/* Reports may wait this long while the relay sleeps. */
+#define REPORTS_INTERVAL_MS 20
+
+/* Commits a second from which on the relay looks at intervals. */
+#define PACE_FROM 2500
+#define PACE_FAST_FROM 6000
+#define PACE_MS 2
+#define PACE_FAST_MS 5
+#define RATE_INTERVAL_MS 50
+
+/* ---- transactions ---- */
+
+void
+relay_begin(Relay *relay)
+{
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	PushActiveSnapshot(GetLatestSnapshot());
+}
+
+void
+relay_commit(Relay *relay)
+{
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(relay->loop_context);
+}
+
+/* ---- waiting ---- */
+
+void
+relay_set_wait_events(Relay *relay)
+{
+	if (relay->wait_latch == NULL)
+	{
+		relay->wait_latch = compat_create_wait_event_set(2);
+		AddWaitEventToSet(relay->wait_latch, WL_LATCH_SET, PGINVALID_SOCKET,
+						  MyLatch, NULL);
+		AddWaitEventToSet(relay->wait_latch, WL_EXIT_ON_PM_DEATH,
+						  PGINVALID_SOCKET, NULL, NULL);
+	}
+	if (relay->wait_all != NULL)
+		FreeWaitEventSet(relay->wait_all);
+	relay->wait_all = NULL;
+	if (relay->producer != NULL)
+	{
+		relay->wait_all = compat_create_wait_event_set(3);
+		AddWaitEventToSet(relay->wait_all, WL_LATCH_SET, PGINVALID_SOCKET,
+						  MyLatch, NULL);
+		AddWaitEventToSet(relay->wait_all, WL_EXIT_ON_PM_DEATH,
+						  PGINVALID_SOCKET, NULL, NULL);
+		AddWaitEventToSet(relay->wait_all, WL_SOCKET_READABLE,
+						  kafka_producer_fd(relay->producer), NULL, NULL);
+	}
+}
+
+static void
+wait_for_events(Relay *relay, bool reports, long timeout_ms)
+{
+	static uint32 wait_event = 0;
+	WaitEvent	event;
+	WaitEventSet *set = (reports && relay->wait_all) ? relay->wait_all : relay->wait_latch;
+
+	if (wait_event == 0)
+		wait_event = compat_wait_event("OutboxRelayMain");
+	(void) WaitEventSetWait(set, timeout_ms, &event, 1, wait_event);
+}
+
+/* ---- start ---- */
+
+/* Load what the last relay left. Returns false if that is not ours to use. */
+static bool
+load(Relay *relay)
+{
+	const OutboxCatalog *catalog;
+	Progress	progress = {0};
+	ProgressResult result;
+
+	relay_begin(relay);
+	catalog = catalog_get(true);
+	if (catalog == NULL)
+	{
+		relay_commit(relay);
+		worker_leave_idle();
+	}
+	relay->database = MemoryContextStrdup(relay->context,
+										  get_database_name(MyDatabaseId));
+	relay->ring = segment_ring_load(catalog, relay->context);
+	result = progress_read(catalog, MAIN_CURSOR, &progress, relay->context);
+	relay_commit(relay);
+
+	switch (result)
+	{
+		case PROGRESS_OK:
+			break;
+		case PROGRESS_BUSY:
+			ereport(ERROR,
+					(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+					 errmsg("could not read the relay's progress, its table is locked")));
+			break;
+		case PROGRESS_MISSING:
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("the relay's row in outbox.relay_state or outbox.relay_position is gone")));
+			break;
+		case PROGRESS_FOREIGN:
+			relay->foreign = true;
+			break;
+	}
+	relay->window = window_create(guc_max_in_flight, &progress, relay->context);
+	relay_progress_start(relay);
+	return !relay->foreign;
+}
+
+/* pause() and resume() */
+static void
+read_control(Relay *relay)
+{
+	uint32		generation = pg_atomic_read_u32(&relay->slot->control_generation);
+
+	if (relay->control_known && generation == relay->control_seen)
+		return;
+	pg_memory_barrier();
+
+	relay_begin(relay);
+	SPI_connect();
+	if (SPI_execute("SELECT 1 FROM outbox.relay_control"
+					" WHERE topic OPERATOR(pg_catalog.=) '*'", true, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not read outbox.relay_control");
+	relay->paused = SPI_processed > 0;
+	SPI_finish();
+	relay_commit(relay);
+
+	relay->control_seen = generation;
+	relay->control_known = true;
+	relay->look_at = 0;
+}
+
+/* ---- the loop ---- */
+
+static RelayState
+present_state(const Relay *relay)
+{
+	if (relay->foreign)
+		return RELAY_STOPPED_FOREIGN;
+	if (guc_bootstrap_servers[0] == '\0')
+		return RELAY_UNCONFIGURED;
+	if (relay->failures > 0)
+		return RELAY_FAILED;
+	if (relay->paused)
+		return RELAY_PAUSED;
+	if (relay->producer == NULL || !kafka_producer_is_connected(relay->producer))
+		return RELAY_CONNECTING;
+	if (relay->caught_up && window_oldest(relay->window) == NULL)
+		return RELAY_IDLE;
+	return RELAY_RUNNING;
+}
+
+static void
+reload(Relay *relay)
+{
+	ConfigReloadPending = false;
+	ProcessConfigFile(PGC_SIGHUP);
+
+	if (relay->producer != NULL && relay_producer_is_outdated(relay))
+	{
+		ereport(LOG,
+				(errmsg("outbox_kafka makes a new producer, its settings may have changed")));
+		relay_drain(relay, SHUTDOWN_DRAIN_MS);
+		relay_producer_close(relay);
+	}
+	/* whatever failed may go well with the new settings */
+	relay->failures = 0;
+	relay->failed = false;
+	relay->retry_at = 0;
+	relay->ring_due = GetCurrentTimestamp();
+}
+
+/* How fast others commit, measured every now and then. */
+static void
+measure_rate(Relay *relay, TimestampTz now)
+{
+	uint64		commits;
+	long		elapsed = TimestampDifferenceMilliseconds(relay->rate_at, now);
+
+	if (elapsed < RATE_INTERVAL_MS)
+		return;
+	commits = pg_atomic_read_u64(&relay->slot->commits);
+	relay->commits_per_second = (int) Min((commits - relay->rate_commits) * 1000 / elapsed,
+										  (uint64) INT_MAX);
+	relay->rate_commits = commits;
+	relay->rate_at = now;
+}
+
+/* Milliseconds to let pass between two looks. */
+static int
+pace(const Relay *relay)
+{
+	if (relay->commits_per_second < PACE_FROM)
+		return 0;
+	return relay->commits_per_second < PACE_FAST_FROM ? PACE_MS : PACE_FAST_MS;
+}
+
+static bool
+may_read(const Relay *relay)
+{
+	return !relay->foreign && !relay->paused && !relay->reset_needed &&
+		relay->producer != NULL &&
+		relay->retry_at == 0 &&
+		kafka_producer_is_connected(relay->producer) &&
+		relay_has_room(relay);
+}
+
+/* Something was committed since the last bound was taken, or might have been. */
+static bool
+has_news(const Relay *relay, TimestampTz now)
+{
+	return !relay->caught_up || relay->look_at <= now ||
+		pg_atomic_read_u64(&relay->slot->commits) != relay->seen_commits;
+}
+
+static long
+until(TimestampTz now, TimestampTz then, long limit)
+{
+	if (then == 0)
+		return limit;
+	return Min(limit, TimestampDifferenceMilliseconds(now, then));
+}
+
+/* Read what there is. Returns true when there is more to read at once. */
+static bool
+read_messages(Relay *relay, TimestampTz now)
+{
+	ReadResult	result;
+
+	relay->read_at = now;
+	result = relay_read(relay);
+	relay->caught_up = (result == READ_ALL);
+	if (relay->caught_up)
+		relay->look_at = TimestampTzPlusMilliseconds(now, SAFETY_INTERVAL_MS);
+	return result == READ_MORE;
+}
+
+/*
+ * Wait until something happens or something is due. reading: nothing but the
+ * absence of messages keeps the relay from reading.
+ */
+static void
+sleep_until_needed(Relay *relay, TimestampTz now, TimestampTz progress_due,
+				   bool reading)
+{
+	long		timeout = SAFETY_INTERVAL_MS;
+	bool		in_flight = window_oldest(relay->window) != NULL;
+	bool		reports = true;
+	int			interval = pace(relay);
+
+	timeout = until(now, progress_due, timeout);
+	timeout = until(now, relay->ring_due, timeout);
+	timeout = until(now, relay->retry_at, timeout);
+	if (relay->reset_needed)
+		timeout = until(now, relay->reset_by, timeout);
+
+	if (reading && interval > 0)
+	{
+		timeout = Min(timeout, Max(interval - TimestampDifferenceMilliseconds(relay->read_at, now), 1));
+		wait_for_events(relay, false, timeout);
+		return;
+	}
+
+	if (reading)
+	{
+		timeout = until(now, relay->look_at, timeout);
+		if (in_flight && pg_atomic_read_u32(&relay->slot->waiters) == 0)
+		{
+			reports = false;
+			timeout = Min(timeout, REPORTS_INTERVAL_MS);
+		}
+		pg_atomic_write_u32(&relay->slot->sleeping, 1);
+		pg_memory_barrier();
+		if (!has_news(relay, now))
+			wait_for_events(relay, reports, timeout);
+		pg_atomic_write_u32(&relay->slot->sleeping, 0);
+		return;
+	}
+	wait_for_events(relay, reports, timeout);
+}
+
+/* Serve reports until nothing is in flight, at most so long. */
+void
+relay_drain(Relay *relay, int timeout_ms)
+{
+	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms);
+
+	while (relay->producer != NULL && window_in_flight(relay->window) > 0 &&
+		   kafka_producer_is_connected(relay->producer))
+	{
+		TimestampTz now = GetCurrentTimestamp();
+
+		if (now >= end)
+			break;
+		wait_for_events(relay, true, Min(TimestampDifferenceMilliseconds(now, end), 50));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+		relay_producer_serve(relay);
+	}
+}
+
+static void
+run(Relay *relay)
+{
+	bool		more = false;
+
+	for (;;)
+	{
+		TimestampTz now;
+		TimestampTz progress_due;
+		bool		reading;
+
+		MemoryContextReset(relay->loop_context);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+		if (worker_should_stop())
+			break;
+		if (ConfigReloadPending)
+			reload(relay);
+		if (!relay->foreign)
+			read_control(relay);
+
+		now = GetCurrentTimestamp();
+		if (relay->retry_at != 0 && relay->retry_at <= now)
+		{
+			relay->retry_at = 0;
+			relay->failed = false;
+		}
+		if (!relay->foreign && relay->retry_at == 0)
+			relay_producer_open(relay);
+		relay_producer_serve(relay);
+		measure_rate(relay, now);
+
+		reading = may_read(relay);
+		if (reading && has_news(relay, now) &&
+			(more || pace(relay) == 0 ||
+			 TimestampDifferenceMilliseconds(relay->read_at, now) >= pace(relay)))
+			more = read_messages(relay, now);
+		else
+			more = false;
+
+		if (relay_progress_is_due(relay, now, &progress_due))
+		{
+			progress_due = 0;
+			if (!relay_progress_store(relay, now))
+				progress_due = TimestampTzPlusMilliseconds(now, 50);
+			if (relay->ring_due == 0)
+				relay->ring_due = now;
+		}
+		if (!relay->foreign && relay->ring_due != 0 && relay->ring_due <= now)
+		{
+			Progress	progress = window_progress(relay->window);
+
+			relay->ring_due = segment_ring_maintain(relay->ring, progress.done);
+			pg_atomic_write_u32(&relay->slot->current_segment,
+								(uint32) segment_ring_current(relay->ring));
+			MemoryContextSwitchTo(relay->loop_context);
+		}
+		relay_report(relay, present_state(relay), now);
+
+		if (!more)
+		{
+			pgstat_report_stat(false);
+			sleep_until_needed(relay, now, progress_due, may_read(relay));
+		}
+	}
+}
+
+/*
+ * Main function of the worker. An ERROR ends the process; the launcher starts
+ * it again after a while, and it goes on from the progress on disk.
+ */
+void
+outbox_kafka_relay_main(Datum main_arg)
+{
+	RelaySlot  *slot = worker_attach(main_arg);
+	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "outbox relay",
+												  ALLOCSET_DEFAULT_SIZES);
+	Relay	   *relay = MemoryContextAllocZero(context, sizeof(Relay));
+
+	relay->slot = slot;
+	relay->context = context;
+	relay->loop_context = AllocSetContextCreate(context, "outbox relay loop",
+												ALLOCSET_DEFAULT_SIZES);
+	relay->row_context = AllocSetContextCreate(context, "outbox relay row",
+											   ALLOCSET_DEFAULT_SIZES);
+	relay->topics = relay_topics_create(context);
+
+	/* progress that is lost only repeats messages; see relay_progress.c */
+	SetConfigOption("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION);
+
+	relay_set_wait_events(relay);
+	relay->ring_due = GetCurrentTimestamp();
+	MemoryContextSwitchTo(relay->loop_context);
+	if (!load(relay))
+	{
+		relay->ring_due = 0;
+		shmem_set_error(slot, "this database is a copy, its progress was written elsewhere: nothing is sent");
+	}
+	else
+		pg_atomic_write_u32(&slot->current_segment,
+							(uint32) segment_ring_current(relay->ring));
+
+	pgstat_report_activity(STATE_IDLE, NULL);
+	run(relay);
+
+	/* an orderly end: wait a little for acknowledgements, keep what came */
+	relay_drain(relay, SHUTDOWN_DRAIN_MS);
+	if (!relay->foreign &&
+		window_delivered(relay->window) != relay->stored_delivered)
+		(void) relay_progress_store(relay, GetCurrentTimestamp());
+	proc_exit(0);
+}

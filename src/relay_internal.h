@@ -1,0 +1,158 @@
+/*
+ * relay_internal.h
+ *	  The relay's own state, shared by the files relay*.c and nobody else.
+ *
+ *	relay.c				the main loop: life, settings, when to sleep
+ *	relay_read.c		reading messages and handing them to the producer
+ *	relay_producer.c	making, serving, losing and dropping the producer
+ *	relay_progress.c	storing progress, reporting to shared memory
+ */
+#ifndef OUTBOX_RELAY_INTERNAL_H
+#define OUTBOX_RELAY_INTERNAL_H
+
+#include "access/xlogdefs.h"
+#include "storage/latch.h"
+
+#include "kafka.h"
+#include "progress.h"
+#include "relay_topic.h"
+#include "segment_ring.h"
+#include "shmem.h"
+#include "window.h"
+
+/* The main cursor's row in outbox.relay_state. */
+#define MAIN_CURSOR 0
+
+/* What reading came to. */
+typedef enum ReadResult
+{
+	READ_MORE,					/* a chunk's worth was sent; there may be more */
+	READ_ALL,					/* nothing is left */
+	READ_BLOCKED				/* no room, or something has to happen first */
+} ReadResult;
+
+typedef struct Relay
+{
+	RelaySlot  *slot;
+	MemoryContext context;		/* lives as long as the relay */
+	MemoryContext loop_context; /* reset each time round */
+	MemoryContext row_context;	/* reset for each row */
+	SegmentRing *ring;
+	TimestampTz ring_due;		/* 0: when something was published */
+
+	char	   *database;		/* its name */
+
+	/* the producer, or NULL */
+	KafkaProducer *producer;
+	char	   *producer_settings;	/* that it was made with */
+	RelayTopics *topics;
+
+	/* noted by the producer's event handlers, which cannot report */
+	KafkaErrorClass refusal;	/* of the first message refused */
+	char		refusal_text[SLOT_ERROR_LENGTH];
+	bool		event_pending;
+	char		event_text[KAFKA_ERROR_LENGTH];
+	bool		log_pending;
+	char		log_text[KAFKA_ERROR_LENGTH];
+	TimestampTz logged_at;
+
+	/* what the main loop waits for */
+	WaitEventSet *wait_all;		/* latch and producer */
+	WaitEventSet *wait_latch;	/* latch only */
+
+	/* messages in flight */
+	Window	   *window;
+	XLogRecPtr	batch_insert_lsn;	/* see durability.h */
+	uint64		seen_commits;	/* slot->commits before the last bound */
+	TimestampTz look_at;		/* look for messages then, told or not */
+
+	/* a topic that has to be resolved before reading goes on */
+	RelayTopic *unresolved;
+	TimestampTz unresolved_since;
+
+	/* failures: sending is tried again at retry_at */
+	bool		failed;
+	bool		reset_needed;	/* the producer failed; drop it when drained */
+	TimestampTz reset_by;		/* at the latest then */
+	int			failures;		/* in a row */
+	int			cautious;		/* so many messages are sent one by one */
+	TimestampTz retry_at;		/* 0: nothing is waited for */
+	char		last_failure[SLOT_ERROR_LENGTH];
+
+	/* pause() */
+	bool		paused;
+	uint32		control_seen;
+	bool		control_known;
+
+	/* progress on disk */
+	uint64		stored_delivered;	/* window_delivered() when stored last */
+	CursorBound *stored_done;
+	CursorBound *stored_batch;	/* or NULL */
+	TimestampTz stored_at;
+	uint64		flushed_delivered;	/* of what is certainly on disk */
+	uint64		flushing_delivered; /* of the last asynchronous write */
+	XLogRecPtr	flushing_lsn;	/* where that one ends */
+
+	/* reports */
+	uint64		reported_delivered;
+	uint64		repeated;
+	TimestampTz last_ack_at;
+	TimestampTz topics_reported_at;
+	bool		foreign;		/* continuity check failed */
+	bool		caught_up;		/* the last reading found the end */
+
+	/* how fast others commit, to choose how often to look */
+	uint64		rate_commits;
+	TimestampTz rate_at;
+	int			commits_per_second;
+	TimestampTz read_at;		/* when reading began last */
+} Relay;
+
+/* relay.c */
+
+/* The producer was made or dropped: wait for its descriptor, or no more. */
+extern void relay_set_wait_events(Relay *relay);
+
+/*
+ * A transaction of its own, with a snapshot. Between transactions the current
+ * memory context is loop_context.
+ */
+extern void relay_begin(Relay *relay);
+extern void relay_commit(Relay *relay);
+
+/* Serve reports until nothing is in flight, for at most timeout_ms. */
+extern void relay_drain(Relay *relay, int timeout_ms);
+
+/* relay_read.c */
+extern ReadResult relay_read(Relay *relay);
+extern bool relay_has_room(const Relay *relay);
+
+/* relay_producer.c */
+
+/* Make a producer if there is none and the settings allow one. */
+extern void relay_producer_open(Relay *relay);
+
+/* Take what the producer has to say: acknowledgements, errors, log lines. */
+extern void relay_producer_serve(Relay *relay);
+
+/* Drop it; what is not acknowledged will be read again. */
+extern void relay_producer_close(Relay *relay);
+
+/* The settings changed: whether the producer has to be made anew. */
+extern bool relay_producer_is_outdated(const Relay *relay);
+
+/*
+ * Sending cannot go on as it is: record why, and try again later. reset: the
+ * producer is to be replaced. text names topic and message, never a payload.
+ */
+extern void relay_fail(Relay *relay, const char *text, bool reset);
+
+/* relay_progress.c */
+extern void relay_progress_start(Relay *relay);
+
+/* Whether progress is to be stored now; else when (0: nothing to store). */
+extern bool relay_progress_is_due(Relay *relay, TimestampTz now, TimestampTz *due);
+extern bool relay_progress_store(Relay *relay, TimestampTz now);
+extern void relay_report(Relay *relay, RelayState state, TimestampTz now);
+
+#endif							/* OUTBOX_RELAY_INTERNAL_H */

@@ -1,0 +1,293 @@
+/*
+ * relay_producer.c
+ *	  Making, serving, losing and dropping the producer.
+ *
+ * A producer is made anew when it cannot be used any more (a permanent error
+ * of a batch is fatal for it: anything sent after that batch could overtake
+ * it) and when its settings changed. What was in its hands and is not
+ * acknowledged without a gap is read and sent again; that is the "at least" in
+ * at least once, and at most outbox_kafka.max_in_flight messages each time.
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "storage/ipc.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "guc.h"
+#include "relay_internal.h"
+
+/* Between tries after a failure: doubled each time, up to the maximum. */
+#define RETRY_MIN_MS 500
+#define RETRY_MAX_MS 30000
+
+/* How long reports of a failed producer's other messages are waited for. */
+#define RESET_DRAIN_MS 2000
+
+/* librdkafka repeats itself while it reconnects. */
+#define LOG_INTERVAL_MS 10000
+
+/* The process has one producer at most; kept here for the exit callback. */
+static KafkaProducer *open_producer = NULL;
+
+/* ---- events; these handlers must not raise an error ---- */
+
+static void
+delivered(void *arg, const KafkaDelivery *delivery)
+{
+	Relay	   *relay = (Relay *) arg;
+	WindowEntry *entry = window_entry(relay->window, delivery->tag);
+	RelayTopic *topic;
+
+	if (entry == NULL || entry->acknowledged)
+		return;
+	topic = (RelayTopic *) entry->topic;
+
+	if (delivery->class == KAFKA_ERROR_NONE)
+	{
+		/* relay->last_ack_at is the time of this round of serving */
+		relay_topic_acknowledged(topic, entry->partition, entry->bytes,
+								 relay->last_ack_at);
+		if (relay->cautious > 0)
+			relay->cautious--;
+		window_acknowledge(relay->window, delivery->tag);
+		return;
+	}
+
+	/* the first refusal says most; the others follow from it */
+	if (relay->refusal == KAFKA_ERROR_NONE || relay->refusal == KAFKA_ERROR_PURGED)
+	{
+		relay->refusal = delivery->class;
+		snprintf(relay->refusal_text, sizeof(relay->refusal_text),
+				 "message " INT64_FORMAT " to topic \"%s\" partition %d: %s",
+				 entry->id, topic->name, entry->partition,
+				 kafka_error_text(delivery->code));
+	}
+}
+
+static void
+error_event(void *arg, const KafkaError *error)
+{
+	Relay	   *relay = (Relay *) arg;
+
+	/* connections come and go; what matters is remembered for the view */
+	strlcpy(relay->event_text, error->message, sizeof(relay->event_text));
+	relay->event_pending = true;
+}
+
+static void
+log_event(void *arg, int syslog_level, const char *text)
+{
+	Relay	   *relay = (Relay *) arg;
+
+	/* one line at a time: the most recent one of the interval */
+	if (syslog_level <= 4)
+	{
+		strlcpy(relay->log_text, text, sizeof(relay->log_text));
+		relay->log_pending = true;
+	}
+}
+
+static const KafkaEventHandlers handlers = {
+	.delivered = delivered,
+	.error = error_event,
+	.log = log_event,
+};
+
+/* Tell what the handlers noted, now that no frame of librdkafka is below. */
+static void
+report_events(Relay *relay, TimestampTz now)
+{
+	if (relay->event_pending)
+	{
+		relay->event_pending = false;
+		shmem_set_error(relay->slot, relay->event_text);
+	}
+	if (relay->log_pending &&
+		TimestampDifferenceExceeds(relay->logged_at, now, LOG_INTERVAL_MS))
+	{
+		relay->log_pending = false;
+		relay->logged_at = now;
+		ereport(LOG,
+				(errmsg("outbox_kafka client: %s", relay->log_text)));
+	}
+}
+
+/* Everything that the connection depends on, as one text to compare. */
+static char *
+present_settings(void)
+{
+	return psprintf("%s\n%s\n%s\n%d\n%d\n%d\n%d\n%s",
+					guc_bootstrap_servers, guc_producer_config, guc_config_file,
+					guc_max_in_flight, guc_max_in_flight_size,
+					guc_headers, guc_record_timestamp, guc_source);
+}
+
+bool
+relay_producer_is_outdated(const Relay *relay)
+{
+	char	   *settings;
+	bool		result;
+
+	if (relay->producer_settings == NULL)
+		return true;
+
+	/* what the file says now is not known: credentials may have changed */
+	if (guc_config_file[0] != '\0')
+		return true;
+
+	settings = present_settings();
+	result = strcmp(settings, relay->producer_settings) != 0;
+	pfree(settings);
+	return result;
+}
+
+/*
+ * At exit: librdkafka's threads must have ended before the process does.
+ */
+static void
+close_at_exit(int code, Datum arg)
+{
+	KafkaProducer *producer = open_producer;
+
+	open_producer = NULL;
+	if (producer != NULL)
+		kafka_producer_destroy(producer);
+}
+
+void
+relay_producer_open(Relay *relay)
+{
+	static bool exit_callback_set = false;
+	KafkaProducerConfig config;
+	KafkaError	error;
+
+	if (relay->producer != NULL || guc_bootstrap_servers[0] == '\0')
+		return;
+
+	config.bootstrap_servers = guc_bootstrap_servers;
+	config.client_id = psprintf("outbox_kafka/%s", relay->database);
+	config.properties = guc_producer_config;
+	config.config_file = guc_config_file;
+	config.max_in_flight = guc_max_in_flight;
+	config.max_in_flight_kb = guc_max_in_flight_size;
+
+	if (!exit_callback_set)
+	{
+		before_shmem_exit(close_at_exit, (Datum) 0);
+		exit_callback_set = true;
+	}
+	relay->producer = open_producer = kafka_producer_create(&config, &error);
+	if (relay->producer == NULL)
+	{
+		relay_fail(relay, error.message, false);
+		return;
+	}
+
+	if (relay->producer_settings)
+		pfree(relay->producer_settings);
+	relay->producer_settings = MemoryContextStrdup(relay->context, present_settings());
+	window_resize(relay->window, guc_max_in_flight);
+	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
+	strlcpy(relay->slot->broker, guc_bootstrap_servers, SLOT_BROKER_LENGTH);
+	LWLockRelease(shared_state->lock);
+	relay_set_wait_events(relay);
+}
+
+void
+relay_producer_serve(Relay *relay)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	uint64		before = window_delivered(relay->window);
+	KafkaError	error;
+
+	relay->last_ack_at = now;
+	if (relay->producer == NULL)
+		return;
+	while (kafka_producer_serve(relay->producer, &handlers, relay, 1000) >= 1000)
+		;
+	report_events(relay, now);
+
+	if (!relay->reset_needed)
+	{
+		/* what a refused message says is worth more than the client's view */
+		if (relay->refusal != KAFKA_ERROR_NONE &&
+			relay->refusal != KAFKA_ERROR_PURGED)
+			relay_fail(relay, relay->refusal_text, true);
+		else if (kafka_producer_is_dead(relay->producer, &error))
+			relay_fail(relay, error.message, true);
+		else if (relay->refusal != KAFKA_ERROR_NONE)
+			relay_fail(relay, relay->refusal_text, true);
+		else if (window_delivered(relay->window) > before)
+			relay->failures = 0;	/* what failed before goes through now */
+	}
+
+	/* all that could still be reported has been: start anew */
+	if (relay->reset_needed &&
+		(kafka_producer_outstanding(relay->producer) == 0 ||
+		 now >= relay->reset_by))
+		relay_producer_close(relay);
+}
+
+void
+relay_producer_close(Relay *relay)
+{
+	int			unfinished;
+
+	if (relay->producer == NULL)
+		return;
+
+	/*
+	 * Any of what was in flight can be what a broker refuses, and it refuses
+	 * whole batches. Sent one by one, the good ones get through, the bad one
+	 * is named, and trying it again repeats no other.
+	 */
+	unfinished = window_in_flight(relay->window) +
+		window_acknowledged_out_of_order(relay->window);
+	relay->repeated += unfinished;
+	if (unfinished > 0)
+		ereport(LOG,
+				(errmsg("outbox_kafka closes a producer with %d messages not acknowledged in order",
+						unfinished),
+				 errdetail("They are sent again.")));
+
+	relay_topics_forget_producer(relay->topics);
+	open_producer = NULL;
+	kafka_producer_destroy(relay->producer);
+	relay->producer = NULL;
+	if (relay->reset_needed)
+		relay->cautious = Max(unfinished, 1);
+	relay->reset_needed = false;
+	relay->refusal = KAFKA_ERROR_NONE;
+	relay->unresolved = NULL;
+	relay->unresolved_since = 0;
+	window_reset(relay->window);
+	relay_set_wait_events(relay);
+}
+
+void
+relay_fail(Relay *relay, const char *text, bool reset)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	int			wait = RETRY_MIN_MS << Min(relay->failures, 6);
+
+	wait = Min(wait, RETRY_MAX_MS);
+	relay->failed = true;
+	relay->failures++;
+	relay->retry_at = TimestampTzPlusMilliseconds(now, wait);
+	if (reset)
+	{
+		relay->reset_needed = true;
+		relay->reset_by = TimestampTzPlusMilliseconds(now, RESET_DRAIN_MS);
+	}
+	shmem_set_error(relay->slot, text);
+
+	/* the same failure again is not news */
+	if (strcmp(relay->last_failure, text) != 0 || relay->failures == 1)
+		ereport(WARNING,
+				(errmsg("outbox_kafka cannot send: %s", text),
+				 errdetail("Nothing is lost; what follows waits. It is tried again in %d ms, then less often.",
+						   wait)));
+	strlcpy(relay->last_failure, text, sizeof(relay->last_failure));
+}

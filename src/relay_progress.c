@@ -1,0 +1,163 @@
+/*
+ * relay_progress.c
+ *	  Storing progress, and reporting to shared memory.
+ *
+ * Progress is the prefix of acknowledged messages. It is stored now and then
+ * while messages flow and once when they stop, without waiting for the disk:
+ * losing it only repeats messages. It is flushed when a crash would repeat
+ * more than max_in_flight of them. So at most
+ *		max_in_flight (in flight) + max_in_flight (progress not flushed)
+ * messages are sent again after a crash. Nothing is written while idle.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "storage/condition_variable.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "guc.h"
+#include "relay_internal.h"
+
+/* Between two writes while messages flow; the same for reports. */
+#define STORE_INTERVAL_MS 100
+#define TOPICS_INTERVAL_MS 200
+
+/* Remember which bounds are on disk: only others have to be written. */
+static void
+remember_bounds(Relay *relay, const Progress *progress)
+{
+	if (relay->stored_done)
+		cursor_bound_release(relay->stored_done);
+	if (relay->stored_batch)
+		cursor_bound_release(relay->stored_batch);
+	relay->stored_done = cursor_bound_share(progress->done);
+	relay->stored_batch = progress->batch ?
+		cursor_bound_share(progress->batch) : NULL;
+}
+
+/* What is on disk when the relay starts is what the window starts with. */
+void
+relay_progress_start(Relay *relay)
+{
+	Progress	progress = window_progress(relay->window);
+
+	remember_bounds(relay, &progress);
+	relay->stored_delivered = window_delivered(relay->window);
+	relay->flushed_delivered = relay->stored_delivered;
+}
+
+/* The last asynchronous write may have reached the disk by now. */
+static void
+note_flushed(Relay *relay)
+{
+	if (relay->flushing_lsn != InvalidXLogRecPtr &&
+		GetFlushRecPtr(NULL) >= relay->flushing_lsn)
+	{
+		relay->flushed_delivered = relay->flushing_delivered;
+		relay->flushing_lsn = InvalidXLogRecPtr;
+	}
+}
+
+bool
+relay_progress_is_due(Relay *relay, TimestampTz now, TimestampTz *due)
+{
+	uint64		delivered = window_delivered(relay->window);
+
+	*due = 0;
+	if (relay->foreign || delivered == relay->stored_delivered)
+		return false;
+
+	/* at the end of the work, for somebody who waits, or to stay in bounds */
+	if (window_oldest(relay->window) == NULL && relay->caught_up)
+		return true;
+	if (pg_atomic_read_u32(&relay->slot->waiters) > 0)
+		return true;
+	if (delivered - relay->flushed_delivered >= (uint64) guc_max_in_flight)
+		return true;
+
+	*due = TimestampTzPlusMilliseconds(relay->stored_at, STORE_INTERVAL_MS);
+	return *due <= now;
+}
+
+/* False: a lock was not to be had, try again soon. */
+bool
+relay_progress_store(Relay *relay, TimestampTz now)
+{
+	uint64		delivered = window_delivered(relay->window);
+	Progress	progress = window_progress(relay->window);
+	const OutboxCatalog *catalog;
+	ProgressResult result = PROGRESS_BUSY;
+	bool		flush;
+
+	note_flushed(relay);
+	flush = delivered - relay->flushed_delivered >= (uint64) guc_max_in_flight;
+
+	relay_begin(relay);
+	catalog = catalog_get(true);
+
+	if (catalog != NULL)
+		result = progress_write(catalog, MAIN_CURSOR, &progress,
+								progress.done != relay->stored_done ||
+								progress.batch != relay->stored_batch);
+	if (result == PROGRESS_MISSING)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the relay's row in outbox.relay_state or outbox.relay_position is gone")));
+	if (flush)
+		ForceSyncCommit();
+	relay_commit(relay);
+
+	relay->stored_at = now;
+	if (result != PROGRESS_OK)
+		return false;
+
+	relay->stored_delivered = delivered;
+	if (flush)
+	{
+		relay->flushed_delivered = delivered;
+		relay->flushing_lsn = InvalidXLogRecPtr;
+	}
+	else if (relay->flushing_lsn == InvalidXLogRecPtr)
+	{
+		relay->flushing_lsn = XactLastCommitEnd;
+		relay->flushing_delivered = delivered;
+	}
+	remember_bounds(relay, &progress);
+	ConditionVariableBroadcast(&relay->slot->progress_cv);
+	return true;
+}
+
+void
+relay_report(Relay *relay, RelayState state, TimestampTz now)
+{
+	RelaySlot  *slot = relay->slot;
+	uint64		delivered = window_delivered(relay->window);
+	const WindowEntry *oldest = window_oldest(relay->window);
+
+	pg_atomic_write_u32(&slot->state, (uint32) state);
+	pg_atomic_write_u64(&slot->in_flight, (uint64) window_in_flight(relay->window));
+	pg_atomic_write_u64(&slot->in_flight_bytes, window_in_flight_bytes(relay->window));
+	pg_atomic_write_u64(&slot->oldest_pending, oldest ? (uint64) oldest->created_at : 0);
+	if (relay->repeated > 0)
+	{
+		pg_atomic_fetch_add_u64(&slot->repeated, (int64) relay->repeated);
+		relay->repeated = 0;
+	}
+	if (delivered > relay->reported_delivered)
+	{
+		pg_atomic_fetch_add_u64(&slot->published,
+								(int64) (delivered - relay->reported_delivered));
+		pg_atomic_write_u64(&slot->last_id,
+							(uint64) window_highest_delivered(relay->window));
+		pg_atomic_write_u64(&slot->last_ack_at, (uint64) relay->last_ack_at);
+		relay->reported_delivered = delivered;
+	}
+	if (TimestampDifferenceExceeds(relay->topics_reported_at, now, TOPICS_INTERVAL_MS) ||
+		oldest == NULL)
+	{
+		relay->topics_reported_at = now;
+		relay_topics_report(relay->topics);
+	}
+}

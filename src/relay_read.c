@@ -1,0 +1,258 @@
+/*
+ * relay_read.c
+ *	  Reading messages and handing them to the producer.
+ *
+ * Reading is cut into chunks, each a short transaction with a snapshot of its
+ * own; none is open while the relay waits for Kafka or sleeps. A chunk can end
+ * anywhere, because a prefix by id of a batch keeps the order of causes.
+ *
+ * Rows go from the shared buffer straight into librdkafka, which copies them:
+ * queuing never waits, so nothing is gained by a copy in between. What could
+ * wait (asking the broker about a topic) is done between transactions.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "miscadmin.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "durability.h"
+#include "guc.h"
+#include "record.h"
+#include "relay_internal.h"
+
+/* Rows of a chunk: events of the producer are served in between. */
+#define CHUNK_ROWS 2000
+
+/* How long the broker may take to tell of a topic, and to make a new one. */
+#define TOPIC_ANSWER_MS 250
+#define TOPIC_PROPAGATION_MS 5000
+
+/* Whether not one more message may be sent now. */
+static bool
+window_is_closed(const Relay *relay)
+{
+	if (window_oldest(relay->window) == NULL)
+		return false;
+	return relay->cautious > 0 || window_is_full(relay->window) ||
+		window_in_flight_bytes(relay->window) >= (uint64) guc_max_in_flight_size * 1024;
+}
+
+/*
+ * Whether a new chunk is worth its transaction: with a full window, a quarter
+ * of it has to become free first.
+ */
+bool
+relay_has_room(const Relay *relay)
+{
+	if (relay->cautious > 0)
+		return window_oldest(relay->window) == NULL;
+	return window_in_flight(relay->window) +
+		window_acknowledged_out_of_order(relay->window) <=
+		guc_max_in_flight - Max(guc_max_in_flight / 4, 1) &&
+		window_in_flight_bytes(relay->window) <=
+		(uint64) guc_max_in_flight_size * 1024 / 4 * 3;
+}
+
+/* Make the topic known that stopped the last chunk. False: not yet. */
+static bool
+resolve(Relay *relay)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	RelayTopic *topic = relay->unresolved;
+	KafkaError	error = {0};
+
+	if (relay_topic_resolve(topic, relay->producer, TOPIC_ANSWER_MS, now, &error))
+	{
+		relay->unresolved = NULL;
+		relay->unresolved_since = 0;
+		return true;
+	}
+
+	/* a topic that is just being made is unknown for a while */
+	if (relay->unresolved_since == 0)
+		relay->unresolved_since = now;
+	relay->retry_at = TimestampTzPlusMilliseconds(now, 100);
+	if (error.class != KAFKA_ERROR_RETRY &&
+		(relay->failures > 0 ||
+		 TimestampDifferenceExceeds(relay->unresolved_since, now, TOPIC_PROPAGATION_MS)))
+	{
+		relay->unresolved = NULL;
+		relay->unresolved_since = 0;
+		relay_fail(relay, psprintf("topic \"%s\": %s", topic->name, error.message),
+				   false);
+	}
+	return false;
+}
+
+/* Why a row could not be sent, for the administrator. */
+static char *
+describe(const CursorRow *row, const RelayTopic *topic, const char *reason)
+{
+	return psprintf("message " INT64_FORMAT " (event %s) to topic \"%s\": %s",
+					row->id, record_event_id(row->slot), topic->name, reason);
+}
+
+/*
+ * Send one row. False: it was not sent, reading has to stop before it. What it
+ * allocates lives until the next row: the index scan, which allocates when it
+ * pleases, must not be called with that context.
+ */
+static bool
+send_row_in_context(Relay *relay, const CursorRow *row, TimestampTz now)
+{
+	RelayTopic *topic = record_topic(relay->topics, row->slot);
+	KafkaRecord record;
+	WindowEntry entry;
+	KafkaError	error;
+
+	if (relay_topic_is_stale(topic, now))
+	{
+		relay->unresolved = topic;
+		return false;
+	}
+	if (!record_build(row->slot, topic, &record, &entry))
+	{
+		relay_fail(relay,
+				   describe(row, topic,
+							psprintf("partition %d does not exist, the topic has %d",
+									 record.partition, topic->partitions)),
+				   false);
+		topic->partitions_at = 0;	/* perhaps it has more by the next try */
+		return false;
+	}
+
+	durability_ensure(row->xid, relay->batch_insert_lsn);
+
+	entry.id = row->id;
+	entry.topic = topic;
+	record.tag = window_next_tag(relay->window);
+	switch (kafka_produce(relay->producer, &record, &error))
+	{
+		case KAFKA_ERROR_NONE:
+			break;
+		case KAFKA_ERROR_QUEUE_FULL:
+			kafka_headers_free(record.headers);
+			relay->retry_at = TimestampTzPlusMilliseconds(now, 5);
+			return false;
+		case KAFKA_ERROR_CLIENT:
+			kafka_headers_free(record.headers);
+			relay_fail(relay, error.message, true);
+			return false;
+		default:
+			kafka_headers_free(record.headers);
+			relay_fail(relay, describe(row, topic, error.message), false);
+			return false;
+	}
+	window_sent(relay->window, &entry);
+	relay_topic_sent(topic, record.partition, now);
+	return true;
+}
+
+static bool
+send_row(Relay *relay, const CursorRow *row, TimestampTz now)
+{
+	MemoryContext old;
+	bool		sent;
+
+	MemoryContextReset(relay->row_context);
+	old = MemoryContextSwitchTo(relay->row_context);
+	sent = send_row_in_context(relay, row, now);
+	MemoryContextSwitchTo(old);
+	return sent;
+}
+
+/* Take the bound of a new batch; what committed before is in it. */
+static void
+open_batch(Relay *relay, const OutboxCatalog *catalog)
+{
+	CursorBound *bound;
+
+	relay->seen_commits = pg_atomic_read_u64(&relay->slot->commits);
+	pg_memory_barrier();
+	bound = cursor_bound_take(catalog, relay->context);
+	relay->batch_insert_lsn = GetXLogInsertRecPtr();
+	window_begin_batch(relay->window, bound);
+}
+
+/*
+ * Send up to a chunk of messages. The producer exists. READ_BLOCKED: the
+ * window is full, a table is locked, a topic unknown, or sending has failed;
+ * relay->retry_at says when to try again if nothing else happens first.
+ */
+ReadResult
+relay_read(Relay *relay)
+{
+	TimestampTz now;
+	const OutboxCatalog *catalog;
+	CursorTables tables;
+	CursorScan *scan;
+	CursorRow	row;
+	int64		position;
+	CursorBound *batch;
+	int			rows = 0;
+	ReadResult	result = READ_MORE;
+
+	if (relay->unresolved && !resolve(relay))
+		return READ_BLOCKED;
+
+	relay_begin(relay);
+	now = GetCurrentTransactionStartTimestamp();
+
+	catalog = catalog_get(true);
+	if (catalog == NULL || !cursor_tables_open(&tables, catalog, -1))
+	{
+		relay_commit(relay);
+		relay->retry_at = TimestampTzPlusMilliseconds(now, 20);
+		return READ_BLOCKED;
+	}
+
+	/* rows of an open batch may have been committed after our snapshot */
+	batch = window_open_batch(relay->window, &position);
+	if (batch == NULL)
+	{
+		open_batch(relay, catalog);
+		batch = window_open_batch(relay->window, &position);
+		PopActiveSnapshot();
+		PushActiveSnapshot(GetLatestSnapshot());
+	}
+
+	scan = cursor_scan_begin(&tables, window_read_bound(relay->window), batch,
+							 position, GetActiveSnapshot());
+	for (;;)
+	{
+		if (rows >= CHUNK_ROWS)
+			break;
+		if (window_is_closed(relay))
+		{
+			result = READ_BLOCKED;
+			break;
+		}
+		if (!cursor_scan_next(scan, &row))
+		{
+			window_end_batch(relay->window);
+			result = READ_ALL;
+			break;
+		}
+		if (!send_row(relay, &row, now))
+		{
+			result = READ_BLOCKED;
+			break;
+		}
+		rows++;
+		if (rows % 256 == 0)
+			CHECK_FOR_INTERRUPTS();
+	}
+	cursor_scan_end(scan);
+	cursor_tables_close(&tables);
+	relay_commit(relay);
+	MemoryContextReset(relay->row_context);
+
+	/* a topic is resolved without a transaction open: come again for it */
+	if (relay->unresolved && !relay->failed)
+		result = READ_MORE;
+	return result;
+}

@@ -1,0 +1,191 @@
+/*
+ * relay_topic.c
+ *	  What the relay knows of each topic it sends to, and of its lanes.
+ *
+ * The relay computes the partition itself, so that it knows which lane a
+ * message is in before it hands it over; therefore it has to know how many
+ * partitions a topic has. The broker is asked once, and again every five
+ * minutes so that added partitions are used some time (their keys move then,
+ * as with any Kafka client).
+ *
+ * Messages without a key go to one partition for a while, then to the next:
+ * full batches rather than many small ones, as the Java clients do.
+ */
+#include "postgres.h"
+
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "relay_topic.h"
+#include "topic_stats.h"
+
+#define PARTITIONS_LIFETIME_MS (5 * 60 * 1000)
+#define STICKY_MESSAGES 500
+
+struct RelayTopics
+{
+	MemoryContext context;
+	HTAB	   *table;
+	RelayTopic *last;			/* the one found last */
+};
+
+RelayTopics *
+relay_topics_create(MemoryContext context)
+{
+	RelayTopics *topics = MemoryContextAllocZero(context, sizeof(RelayTopics));
+	HASHCTL		ctl = {0};
+
+	ctl.keysize = sizeof(((RelayTopic *) NULL)->name);
+	ctl.entrysize = sizeof(RelayTopic);
+	ctl.hcxt = context;
+	topics->context = context;
+	topics->table = hash_create("outbox_kafka topics", 64, &ctl,
+								HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
+	return topics;
+}
+
+RelayTopic *
+relay_topic(RelayTopics *topics, const char *name, int length)
+{
+	char		key[sizeof(((RelayTopic *) NULL)->name)];
+	RelayTopic *topic = topics->last;
+	bool		found;
+
+	if (topic != NULL && strncmp(topic->name, name, length) == 0 &&
+		topic->name[length] == '\0')
+		return topic;
+
+	memcpy(key, name, length);
+	key[length] = '\0';
+	topic = hash_search(topics->table, key, HASH_ENTER, &found);
+	if (!found)
+		memset((char *) topic + sizeof(key), 0, sizeof(RelayTopic) - sizeof(key));
+	topics->last = topic;
+	return topic;
+}
+
+void
+relay_topics_forget_producer(RelayTopics *topics)
+{
+	HASH_SEQ_STATUS status;
+	RelayTopic *topic;
+
+	hash_seq_init(&status, topics->table);
+	while ((topic = hash_seq_search(&status)) != NULL)
+	{
+		topic->handle = NULL;
+		if (topic->headers)
+			kafka_headers_free(topic->headers);
+		topic->headers = NULL;
+		topic->partitions = 0;
+		if (topic->lanes)
+			pfree(topic->lanes);
+		topic->lanes = NULL;
+		topic->changed |= (topic->in_flight != 0);
+		topic->in_flight = 0;
+	}
+}
+
+bool
+relay_topic_is_stale(const RelayTopic *topic, TimestampTz now)
+{
+	return topic->handle == NULL || topic->partitions == 0 ||
+		TimestampDifferenceExceeds(topic->partitions_at, now, PARTITIONS_LIFETIME_MS);
+}
+
+bool
+relay_topic_resolve(RelayTopic *topic, KafkaProducer *producer, int timeout_ms,
+					TimestampTz now, KafkaError *error)
+{
+	int			partitions;
+
+	if (topic->handle == NULL)
+		topic->handle = kafka_topic(producer, topic->name);
+
+	partitions = kafka_topic_partitions(topic->handle, timeout_ms, error);
+	if (partitions <= 0)
+	{
+		/* an old answer is better than none while the broker is busy */
+		if (error->class == KAFKA_ERROR_RETRY && topic->partitions > 0)
+		{
+			topic->partitions_at = now;
+			return true;
+		}
+		return false;
+	}
+
+	if (partitions != topic->partitions)
+	{
+		RelayLane  *lanes = MemoryContextAllocZero(TopMemoryContext,
+												   sizeof(RelayLane) * partitions);
+
+		if (topic->lanes)
+		{
+			memcpy(lanes, topic->lanes,
+				   sizeof(RelayLane) * Min(partitions, topic->partitions));
+			pfree(topic->lanes);
+		}
+		topic->lanes = lanes;
+		topic->partitions = partitions;
+		topic->changed = true;
+	}
+	topic->partitions_at = now;
+	return true;
+}
+
+int
+relay_topic_sticky_partition(RelayTopic *topic)
+{
+	if (topic->sticky_left-- <= 0)
+	{
+		topic->sticky_left = STICKY_MESSAGES;
+		topic->sticky_partition++;
+	}
+	return topic->sticky_partition % topic->partitions;
+}
+
+void
+relay_topic_sent(RelayTopic *topic, int partition, TimestampTz now)
+{
+	topic->in_flight++;
+	topic->changed = true;
+	topic->lanes[partition].in_flight++;
+	topic->lanes[partition].last_sent_at = now;
+}
+
+void
+relay_topic_acknowledged(RelayTopic *topic, int partition, uint32 bytes,
+						 TimestampTz now)
+{
+	topic->in_flight--;
+	topic->published++;
+	topic->published_bytes += bytes;
+	topic->changed = true;
+	if (partition < topic->partitions)
+	{
+		topic->lanes[partition].in_flight--;
+		topic->lanes[partition].last_acknowledged_at = now;
+	}
+}
+
+void
+relay_topics_report(RelayTopics *topics)
+{
+	HASH_SEQ_STATUS status;
+	RelayTopic *topic;
+
+	hash_seq_init(&status, topics->table);
+	while ((topic = hash_seq_search(&status)) != NULL)
+	{
+		if (!topic->changed)
+			continue;
+		topic_stats_report(topic->name,
+						   topic->partitions > 0 ? topic->partitions : -1,
+						   topic->published, topic->published_bytes,
+						   topic->in_flight, NULL);
+		topic->published = 0;
+		topic->published_bytes = 0;
+		topic->changed = false;
+	}
+}

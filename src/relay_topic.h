@@ -1,0 +1,70 @@
+/*
+ * relay_topic.h
+ *	  What the relay knows of each topic it sends to, and of its lanes: a lane
+ *	  is one partition of one topic, the unit whose order matters.
+ */
+#ifndef OUTBOX_RELAY_TOPIC_H
+#define OUTBOX_RELAY_TOPIC_H
+
+#include "datatype/timestamp.h"
+
+#include "kafka.h"
+#include "outbox_kafka.h"
+
+typedef struct RelayLane
+{
+	int			in_flight;
+	TimestampTz last_sent_at;
+	TimestampTz last_acknowledged_at;
+} RelayLane;
+
+typedef struct RelayTopic
+{
+	char		name[OUTBOX_TOPIC_MAX_LENGTH + 3];	/* hash key */
+	KafkaTopic *handle;			/* of the present producer, or NULL */
+	int			partitions;		/* 0: to be asked for */
+	TimestampTz partitions_at;	/* when the broker was asked last */
+	RelayLane  *lanes;			/* [partitions] */
+	KafkaHeaders *headers;		/* the constant ones, or NULL: to be made */
+	int			sticky_partition;	/* for messages without a key */
+	int			sticky_left;
+
+	/* counters since the last report */
+	uint64		published;
+	uint64		published_bytes;
+	int			in_flight;
+	bool		changed;
+} RelayTopic;
+
+typedef struct RelayTopics RelayTopics;
+
+extern RelayTopics *relay_topics_create(MemoryContext context);
+
+/* Look up or enter. name need not be terminated. */
+extern RelayTopic *relay_topic(RelayTopics *topics, const char *name, int length);
+
+/* The producer is gone, and with it handles, counts and what was in flight. */
+extern void relay_topics_forget_producer(RelayTopics *topics);
+
+/*
+ * Make sure handle and partitions are known, asking the broker if they are not
+ * or the answer is old; waits at most timeout_ms. error is filled otherwise.
+ */
+extern bool relay_topic_resolve(RelayTopic *topic, KafkaProducer *producer,
+								int timeout_ms, TimestampTz now,
+								KafkaError *error);
+
+/* Whether relay_topic_resolve() has to be called before sending. */
+extern bool relay_topic_is_stale(const RelayTopic *topic, TimestampTz now);
+
+/* The next partition for a message without a key; partitions is known. */
+extern int	relay_topic_sticky_partition(RelayTopic *topic);
+
+extern void relay_topic_sent(RelayTopic *topic, int partition, TimestampTz now);
+extern void relay_topic_acknowledged(RelayTopic *topic, int partition,
+									 uint32 bytes, TimestampTz now);
+
+/* Hand changed counters to the shared statistics. */
+extern void relay_topics_report(RelayTopics *topics);
+
+#endif							/* OUTBOX_RELAY_TOPIC_H */

@@ -1,0 +1,206 @@
+/*
+ * wait_published.c
+ *	  outbox.wait_published(): wait until a message is acknowledged.
+ *
+ * The message is looked up by its event id, then the progress on disk is asked
+ * again each time the relay has stored some. A waiting backend is counted in
+ * the slot, so that the relay stores progress as soon as there is any; it
+ * holds no snapshot of its own while it waits.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/stratnum.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/transam.h"
+#include "access/xact.h"
+#include "executor/tuptable.h"
+#include "miscadmin.h"
+#include "storage/bufmgr.h"
+#include "storage/ipc.h"
+#include "storage/condition_variable.h"
+#include "utils/fmgroids.h"
+#include "utils/fmgrprotos.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+#include "utils/uuid.h"
+#include "utils/xid8.h"
+
+#include "catalog.h"
+#include "compat.h"
+#include "message.h"
+#include "progress.h"
+#include "shmem.h"
+
+/* Without a relay to be told by, or as a safety net. */
+#define LOOK_INTERVAL_MS 1000
+
+PG_FUNCTION_INFO_V1(outbox_kafka_wait_published);
+
+/* Find a message, the last one if the id is not unique. */
+static bool
+find_message(const OutboxCatalog *catalog, Datum event_id, uint64 *xid, int64 *id)
+{
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	bool		found = false;
+
+	*xid = 0;
+	*id = 0;
+	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
+	{
+		Relation	leaf = table_open(catalog->leaf[i], AccessShareLock);
+		Relation	index;
+		IndexScanDesc scan;
+		TupleTableSlot *slot;
+		ScanKeyData key;
+
+		if (RelationGetNumberOfBlocks(leaf) == 0)
+		{
+			table_close(leaf, AccessShareLock);
+			continue;
+		}
+		index = index_open(catalog->leaf_event_index[i], AccessShareLock);
+		slot = table_slot_create(leaf, NULL);
+		ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_UUID_EQ, event_id);
+		scan = compat_index_beginscan(leaf, index, snapshot, 1);
+		index_rescan(scan, &key, 1, NULL, 0);
+		while (index_getnext_slot(scan, ForwardScanDirection, slot))
+		{
+			bool		isnull;
+			int64		this_id = DatumGetInt64(slot_getattr(slot, Anum_outbox_message_id,
+															 &isnull));
+
+			if (this_id < *id)
+				continue;
+			found = true;
+			*id = this_id;
+			*xid = U64FromFullTransactionId(DatumGetFullTransactionId(
+																	  slot_getattr(slot, Anum_outbox_message_xid, &isnull)));
+		}
+		index_endscan(scan);
+		ExecDropSingleTupleTableSlot(slot);
+		index_close(index, AccessShareLock);
+		table_close(leaf, AccessShareLock);
+	}
+	UnregisterSnapshot(snapshot);
+	return found;
+}
+
+static bool
+is_delivered(uint64 xid, int64 id, MemoryContext context)
+{
+	MemoryContext old = MemoryContextSwitchTo(context);
+	Progress	progress = {0};
+	bool		result;
+
+	result = progress_read(catalog_get(false), 0, &progress, context) == PROGRESS_OK &&
+		progress_covers(&progress, xid, id);
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(context);
+	return result;
+}
+
+static void
+stop_waiting(int code, Datum arg)
+{
+	RelaySlot  *slot = (RelaySlot *) DatumGetPointer(arg);
+
+	pg_atomic_fetch_sub_u32(&slot->waiters, 1);
+}
+
+/* Poll and sleep until delivered or the end of time. */
+static bool
+wait_delivered(RelaySlot *slot, uint64 xid, int64 id, TimestampTz end)
+{
+	static uint32 wait_event = 0;
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
+												  "outbox wait", ALLOCSET_SMALL_SIZES);
+	bool		result;
+
+	if (wait_event == 0)
+		wait_event = compat_wait_event("OutboxWaitPublished");
+
+	if (slot != NULL)
+	{
+		ConditionVariablePrepareToSleep(&slot->progress_cv);
+		shmem_set_latch(pg_atomic_read_u32(&slot->procno));
+	}
+	for (;;)
+	{
+		long		timeout;
+
+		result = is_delivered(xid, id, context);
+		if (result)
+			break;
+		timeout = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
+		if (timeout <= 0)
+			break;
+		timeout = Min(timeout, LOOK_INTERVAL_MS);
+
+		if (slot != NULL)
+			(void) ConditionVariableTimedSleep(&slot->progress_cv, timeout, wait_event);
+		else
+		{
+			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+							 timeout, wait_event);
+			ResetLatch(MyLatch);
+			CHECK_FOR_INTERRUPTS();
+		}
+	}
+	if (slot != NULL)
+		ConditionVariableCancelSleep();
+	MemoryContextDelete(context);
+	return result;
+}
+
+/* The same, counted as a waiter meanwhile, also if it ends by an error. */
+static bool
+wait_counted(RelaySlot *slot, uint64 xid, int64 id, TimestampTz end)
+{
+	volatile bool result = false;
+
+	pg_atomic_fetch_add_u32(&slot->waiters, 1);
+	PG_ENSURE_ERROR_CLEANUP(stop_waiting, PointerGetDatum(slot));
+	{
+		result = wait_delivered(slot, xid, id, end);
+	}
+	PG_END_ENSURE_ERROR_CLEANUP(stop_waiting, PointerGetDatum(slot));
+	stop_waiting(0, PointerGetDatum(slot));
+	return result;
+}
+
+/*
+ * True when acknowledged, false at the timeout, NULL when no such message is
+ * retained (not published, rolled back, or retention is over).
+ */
+Datum
+outbox_kafka_wait_published(PG_FUNCTION_ARGS)
+{
+	Datum		event_id = PG_GETARG_DATUM(0);
+	Interval   *timeout = PG_GETARG_INTERVAL_P(1);
+	OutboxCatalog catalog = *catalog_get(false);
+	TimestampTz end;
+	RelaySlot  *slot;
+	uint64		xid;
+	int64		id;
+
+	end = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
+												  TimestampTzGetDatum(GetCurrentTimestamp()),
+												  IntervalPGetDatum(timeout)));
+
+	if (!find_message(&catalog, event_id, &xid, &id))
+		PG_RETURN_NULL();
+
+	if (xid == U64FromFullTransactionId(GetTopFullTransactionIdIfAny()))
+		ereport(ERROR,
+				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+				 errmsg("outbox.wait_published() cannot be called in the transaction that published the message"),
+				 errdetail("A message is sent only after its transaction has committed."),
+				 errhint("Commit first, then wait.")));
+
+	slot = shared_state ? shmem_find_slot(MyDatabaseId) : NULL;
+	PG_RETURN_BOOL(slot ? wait_counted(slot, xid, id, end) :
+				   wait_delivered(NULL, xid, id, end));
+}

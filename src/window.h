@@ -1,0 +1,82 @@
+/*
+ * window.h
+ *	  Messages handed to the broker and not all acknowledged yet, in the order
+ *	  they were sent, and the batches they belong to.
+ *
+ * Acknowledgements come in any order; what counts as delivered is the prefix
+ * without a gap. From it follows the progress to store.
+ */
+#ifndef OUTBOX_WINDOW_H
+#define OUTBOX_WINDOW_H
+
+#include "datatype/timestamp.h"
+
+#include "cursor.h"
+#include "progress.h"
+
+typedef struct WindowEntry
+{
+	int64		id;
+	TimestampTz created_at;
+	uint32		bytes;
+	int			partition;
+	void	   *topic;			/* the caller's */
+	bool		acknowledged;
+} WindowEntry;
+
+typedef struct Window Window;
+
+/*
+ * Room for capacity messages. Allocates in context, also later on. start is
+ * the stored progress, whose references pass to the window.
+ */
+extern Window *window_create(int capacity, const Progress *start,
+							 MemoryContext context);
+extern void window_resize(Window *window, int capacity);
+
+/* Forget what is not acknowledged; it is to be read again. */
+extern void window_reset(Window *window);
+
+/* The bound below which everything has been read (sent or delivered). */
+extern CursorBound *window_read_bound(const Window *window);
+
+/*
+ * The batch being read, with the id up to which it was read; NULL when the
+ * last one was read to its end.
+ */
+extern CursorBound *window_open_batch(const Window *window, int64 *position);
+
+/* A new batch is read from now on; takes over the reference. */
+extern void window_begin_batch(Window *window, CursorBound *batch);
+
+/* The batch was read to its end. */
+extern void window_end_batch(Window *window);
+
+extern bool window_is_full(const Window *window);
+extern int	window_in_flight(const Window *window);
+extern uint64 window_in_flight_bytes(const Window *window);
+
+/* acknowledged behind a gap: they would be sent again after a reset */
+extern int	window_acknowledged_out_of_order(const Window *window);
+
+/* The tag of the message that is sent next, for window_acknowledge(). */
+extern uint64 window_next_tag(const Window *window);
+
+/* That message was sent. The window must not be full. */
+extern void window_sent(Window *window, const WindowEntry *entry);
+
+/* The entry of a tag that is in flight, else NULL. */
+extern WindowEntry *window_entry(Window *window, uint64 tag);
+extern void window_acknowledge(Window *window, uint64 tag);
+
+/* Messages delivered without a gap, ever; and the highest id among them. */
+extern uint64 window_delivered(const Window *window);
+extern int64 window_highest_delivered(const Window *window);
+
+/* The oldest one not delivered, or NULL. */
+extern const WindowEntry *window_oldest(const Window *window);
+
+/* What to store: valid until the window changes. Nothing is handed over. */
+extern Progress window_progress(const Window *window);
+
+#endif							/* OUTBOX_WINDOW_H */

@@ -1,0 +1,176 @@
+
+# The ledger again while things are taken away: the relay is ended several
+# times, the broker is stopped and started and is killed, a backend is killed
+# (so the server restarts after a crash) and the whole server is stopped with
+# immediate. Nothing may be lost, first arrivals stay in order, and what is
+# repeated stays within the documented bound: for each interruption of the
+# relay the messages in flight (at most max_in_flight) and the progress not
+# flushed yet (at most as many again). The broker's faults repeat nothing: the
+# producer is idempotent.
+#
+# OUTBOX_LEDGER_SECONDS and OUTBOX_LEDGER_SEED change the load; the moments of
+# the faults are drawn with the same seed.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/../lib";
+
+use List::Util qw(shuffle);
+use Test::More;
+use Time::HiRes qw(time sleep);
+
+use OutboxTest;
+use OutboxTest::Kafka;
+use OutboxTest::Ledger;
+
+my $max_in_flight = 500;
+my $seconds = $ENV{OUTBOX_LEDGER_SECONDS} // 40;
+my $seed = $ENV{OUTBOX_LEDGER_SEED} // int(rand(10**9));
+srand($seed);
+
+my $kafka = OutboxTest::Kafka->new;
+$kafka->start;
+my $node = new_node(
+	'faults',
+	kafka => $kafka,
+	conf => {
+		'fsync' => 'on',
+		'restart_after_crash' => 'on',
+		'max_prepared_transactions' => 100,
+		'outbox_kafka.max_in_flight' => $max_in_flight,
+		'outbox_kafka.retention' => '0',
+		'outbox_kafka.segment_size' => '1MB'
+	});
+new_database($node, 'a');
+my $ledger = OutboxTest::Ledger->new($node, 'a', $kafka);
+
+# The process of the relay; undef also while nobody can connect.
+sub relay_of
+{
+	my ($code, $pid) = $node->psql('a', 'SELECT pid FROM outbox.relay_status');
+	return $code == 0 && $pid ? $pid : undef;
+}
+
+sub wait_relay
+{
+	my ($old) = @_;
+	return wait_until(
+		'another relay runs',
+		sub {
+			my $pid = relay_of();
+			return defined $pid && (!defined $old || $pid != $old) ? $pid : undef;
+		});
+}
+
+sub end_relay
+{
+	my $pid = wait_relay();
+	my $began = time;
+	kill 'TERM', $pid;
+	wait_relay($pid);
+	note(sprintf 'relay ended, another one after %.2f s', time - $began);
+	return;
+}
+
+# A backend of the load dies: the server restarts all others.
+sub kill_backend
+{
+	my $pid = wait_until(
+		'a writer is inside a transaction',
+		sub {
+			my ($code, $pid) = $node->psql(
+				'a',
+				q{SELECT pid FROM pg_stat_activity
+				  WHERE backend_type = 'client backend' AND backend_xid IS NOT NULL
+					AND pid <> pg_backend_pid() LIMIT 1});
+			return $code == 0 && $pid ? $pid : undef;
+		});
+	my $before = relay_of();
+	kill 'KILL', $pid;
+	wait_relay($before);
+	note('a backend was killed');
+	return;
+}
+
+sub restart_server
+{
+	$node->stop('immediate');
+	$node->start;
+	wait_relay();
+	note('the server was stopped with immediate and started');
+	return;
+}
+
+sub restart_broker
+{
+	$kafka->restart(1);
+	note('the broker was restarted');
+	return;
+}
+
+sub kill_broker
+{
+	$kafka->kill9(1);
+	$kafka->start_node(1);
+	note('the broker was killed and started');
+	return;
+}
+
+# Do each fault once, in random order, spread over the load.
+sub run_load
+{
+	my ($name, $options, @faults) = @_;
+	my $began = time;
+	my $pause = $seconds / (@faults + 1);
+	my $done = 0;
+
+	$ledger->start(seconds => $seconds, seed => $seed, aggregates => 2000);
+	for my $fault (shuffle @faults)
+	{
+		# The faults are the load; only their moments are waited for.
+		my $at = $began + $pause * ($done + 0.3 + rand(0.7));
+		sleep 0.05 while time < $at && $ledger->running;
+		$fault->();
+		$done++;
+	}
+	ok($ledger->running, "$name: the faults happened during the load")
+	  unless defined $ENV{OUTBOX_LEDGER_SECONDS};
+	my $written = $ledger->finish;
+	ok($written->{ok}, "$name: the writers had no unexpected error");
+	cmp_ok($written->{events}, '>', 1000, "$name: the load was a load");
+
+	my $seen = $ledger->compare(%$options);
+	is($seen->{lost}, 0, "$name: nothing is lost");
+	is($seen->{extra}, 0, "$name: nothing came that was not committed");
+	is($seen->{different}, 0, "$name: all came as published");
+	is($seen->{out_of_order}, 0, "$name: first arrivals are in order");
+	cmp_ok($seen->{duplicates}, '<=', $options->{duplicates},
+		"$name: $seen->{duplicates} repeated, within $options->{duplicates}");
+	ok($seen->{ok}, "$name: the comparison holds");
+	return $seen;
+}
+
+diag("seed $seed");
+
+my $first = run_load('broker', { duplicates => 0 },
+	\&restart_broker, \&kill_broker);
+
+my @interruptions = (
+	(\&end_relay) x 4, \&kill_backend, \&restart_server);
+my $bound = $first->{duplicates} + @interruptions * 2 * $max_in_flight;
+my $second = run_load(
+	'relay and server',
+	{ duplicates => $bound, prove => 1 },
+	@interruptions, \&restart_broker);
+is_deeply($second->{tamperings_unnoticed},
+	[], 'the comparison notices every tampering');
+diag(sprintf '%d interruptions of the relay repeated %d of %d messages;'
+	  . ' the bound is %d x 2 x %d = %d',
+	scalar @interruptions, $second->{duplicates} - $first->{duplicates},
+	$second->{ledger}, scalar @interruptions, $max_in_flight,
+	@interruptions * 2 * $max_in_flight);
+
+$node->stop;
+done_testing();
