@@ -184,6 +184,7 @@ COMMENT ON FUNCTION outbox.relay_control_changed() IS 'makes the relay read outb
 CREATE TRIGGER relay_control_changed
 	AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON outbox.relay_control
 	FOR EACH STATEMENT EXECUTE FUNCTION outbox.relay_control_changed();
+ALTER TABLE outbox.relay_control ENABLE ALWAYS TRIGGER relay_control_changed;
 
 CREATE FUNCTION outbox.pause() RETURNS void
 	LANGUAGE sql VOLATILE SECURITY DEFINER
@@ -281,6 +282,7 @@ COMMENT ON FUNCTION outbox.publish_grant_changed() IS 'makes every session read 
 CREATE TRIGGER publish_grant_changed
 	AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON outbox.publish_grant
 	FOR EACH STATEMENT EXECUTE FUNCTION outbox.publish_grant_changed();
+ALTER TABLE outbox.publish_grant ENABLE ALWAYS TRIGGER publish_grant_changed;
 
 CREATE FUNCTION outbox.grant_publish(role regrole, topics text[] DEFAULT '{*}') RETURNS void
 	LANGUAGE plpgsql VOLATILE
@@ -336,6 +338,52 @@ CREATE FUNCTION outbox.revoke_publish(role regrole) RETURNS void
 	END
 	$$;
 COMMENT ON FUNCTION outbox.revoke_publish(regrole) IS 'undo outbox.grant_publish()';
+
+-- ---------------------------------------------------------------------------
+-- A subscription to another server's tables must not write into these.
+-- ---------------------------------------------------------------------------
+
+CREATE FUNCTION outbox.ignore_replication() RETURNS trigger
+	LANGUAGE c VOLATILE
+	AS 'MODULE_PATHNAME', 'outbox_kafka_ignore_replication';
+COMMENT ON FUNCTION outbox.ignore_replication() IS 'drops rows that arrive through logical replication';
+
+DO $do$
+DECLARE
+	name pg_catalog.text;
+BEGIN
+	FOREACH name IN ARRAY ARRAY['segment', 'relay_state', 'relay_position', 'relay_control',
+								'parked_message', 'publish_grant'] LOOP
+		EXECUTE pg_catalog.format('CREATE TRIGGER ignore_replication BEFORE INSERT OR UPDATE OR DELETE ON outbox.%I
+			FOR EACH ROW EXECUTE FUNCTION outbox.ignore_replication()', name);
+		EXECUTE pg_catalog.format('ALTER TABLE outbox.%I ENABLE ALWAYS TRIGGER ignore_replication', name);
+	END LOOP;
+END
+$do$;
+
+-- ---------------------------------------------------------------------------
+-- A publication FOR ALL TABLES in another database with the extension brings
+-- the rows of that one's tables: they are dropped. (message_before_insert
+-- does so for messages.) Replica triggers fire in apply workers only.
+-- ---------------------------------------------------------------------------
+
+CREATE FUNCTION outbox.ignore_replicated() RETURNS trigger
+	LANGUAGE c VOLATILE
+	AS 'MODULE_PATHNAME', 'outbox_kafka_ignore_replicated';
+COMMENT ON FUNCTION outbox.ignore_replicated() IS 'drops what logical replication brings from another outbox';
+
+DO $do$
+DECLARE
+	name pg_catalog.text;
+BEGIN
+	FOREACH name IN ARRAY ARRAY['segment', 'relay_state', 'relay_position', 'relay_control', 'parked_message', 'publish_grant'] LOOP
+		EXECUTE pg_catalog.format(
+			'CREATE TRIGGER ignore_replicated BEFORE INSERT OR UPDATE OR DELETE ON outbox.%1$I
+			 FOR EACH ROW EXECUTE FUNCTION outbox.ignore_replicated()', name);
+		EXECUTE pg_catalog.format('ALTER TABLE outbox.%1$I ENABLE REPLICA TRIGGER ignore_replicated', name);
+	END LOOP;
+END
+$do$;
 
 -- ---------------------------------------------------------------------------
 -- Seeing. Status views hold no payload and no key.

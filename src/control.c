@@ -25,5 +25,5 @@ outbox_kafka_relay_control_changed(PG_FUNCTION_ARGS)
 
 	wakeup_mark_control();
 
-	PG_RETURN_NULL();
+	PG_RETURN_POINTER(NULL);
 }

@@ -285,6 +285,9 @@ worker_attach(Datum main_arg)
 		proc_exit(0);
 	}
 
+	/* From now on it is a relay, for pg_stat_activity as well. */
+	pgstat_report_activity(STATE_IDLE, NULL);
+
 	/* The launcher starts one at a time: the next one may come now. */
 	shmem_set_latch(pg_atomic_read_u32(&shared_state->launcher_procno));
 	return slot;

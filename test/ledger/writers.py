@@ -139,6 +139,9 @@ SLOW = {
     "held": 20,
 }
 
+CONFLICT = (psycopg2.errors.LockNotAvailable,
+            psycopg2.errors.DeadlockDetected,
+            psycopg2.errors.SerializationFailure)
 LOST_CONNECTION = (psycopg2.OperationalError, psycopg2.InterfaceError)
 
 
@@ -273,9 +276,7 @@ class Writer(threading.Thread):
                     if self.connection is None:
                         self.open()
                     outcome = getattr(self, "shape_" + shape)()
-                except (psycopg2.errors.LockNotAvailable,
-                        psycopg2.errors.DeadlockDetected,
-                        psycopg2.errors.SerializationFailure):
+                except CONFLICT:
                     self.connection.rollback()
                     outcome = "conflict"
                 except LOST_CONNECTION as error:
@@ -450,13 +451,22 @@ class Writer(threading.Thread):
     def shape_prepared(self):
         gid = "ledger-%s-%d-%d" % (self.options.run, self.number, self.prepared)
         self.prepared += 1
-        self.publish(self.some(1, 3, self.cold), "prepared")
-        if self.random.random() < 0.3:
-            self.execute("SAVEPOINT a")
-            self.publish([self.cold()], "prepared")
-            self.execute("ROLLBACK TO SAVEPOINT a")
-        self.execute("PREPARE TRANSACTION '%s'" % gid)
-        self.connection.commit()
+        # By hand: psycopg2 would send a COMMIT after PREPARE TRANSACTION.
+        self.connection.autocommit = True
+        try:
+            self.execute("BEGIN")
+            self.publish(self.some(1, 3, self.cold), "prepared")
+            if self.random.random() < 0.3:
+                self.execute("SAVEPOINT a")
+                self.publish([self.cold()], "prepared")
+                self.execute("ROLLBACK TO SAVEPOINT a")
+            self.execute("PREPARE TRANSACTION '%s'" % gid)
+        except CONFLICT:
+            self.execute("ROLLBACK")
+            raise
+        finally:
+            if not self.connection.closed:
+                self.connection.autocommit = False
         self.resolver.add(gid, self.random.choice((0, 0.05, 0.5, 2.5)))
         return "prepared"
 
