@@ -78,7 +78,7 @@ BEGIN
 		leaf := pg_catalog.concat('message_', i);
 		EXECUTE pg_catalog.format(
 			'CREATE TABLE outbox.%1$I PARTITION OF outbox.message FOR VALUES IN (%2$s)
-			 WITH (autovacuum_enabled = off, toast.autovacuum_enabled = off)', leaf, i);
+			 USING heap WITH (autovacuum_enabled = off, toast.autovacuum_enabled = off)', leaf, i);
 		EXECUTE pg_catalog.format('CREATE INDEX %2$I ON outbox.%1$I (id)', leaf, leaf || '_id');
 		EXECUTE pg_catalog.format('CREATE INDEX %2$I ON outbox.%1$I (xid, id)', leaf, leaf || '_xid_id');
 		EXECUTE pg_catalog.format('CREATE INDEX %2$I ON outbox.%1$I (event_id)', leaf, leaf || '_event_id');
@@ -121,7 +121,7 @@ CREATE TABLE outbox.relay_state (
 	batch_next_xid xid8,
 	batch_tail_id bigint,
 	batch_max_id bigint
-) WITH (fillfactor = 10);
+) USING heap WITH (fillfactor = 10);
 COMMENT ON TABLE outbox.relay_state IS 'what is delivered, in snapshots; written by the relay alone';
 COMMENT ON COLUMN outbox.relay_state.cursor_id IS '0: the main cursor';
 COMMENT ON COLUMN outbox.relay_state.writer_xid IS 'transaction that wrote this row; differs from xmin in a logical copy';
@@ -137,7 +137,7 @@ COMMENT ON COLUMN outbox.relay_state.batch_max_id IS 'no message of the batch ha
 CREATE TABLE outbox.relay_position (
 	cursor_id integer PRIMARY KEY,
 	position bigint NOT NULL
-) WITH (fillfactor = 10);
+) USING heap WITH (fillfactor = 10);
 COMMENT ON TABLE outbox.relay_position IS 'progress within the batch under way; written by the relay alone';
 COMMENT ON COLUMN outbox.relay_position.cursor_id IS '0: the main cursor';
 COMMENT ON COLUMN outbox.relay_position.position IS 'messages of the batch up to this id are delivered';
@@ -270,7 +270,7 @@ COMMENT ON FUNCTION outbox.publish(text, bytea, bytea, jsonb, integer, uuid, tex
 CREATE TABLE outbox.publish_grant (
 	role_name text PRIMARY KEY,
 	topics text[] NOT NULL
-);
+) USING heap;
 COMMENT ON TABLE outbox.publish_grant IS 'who may publish where; see outbox.grant_publish()';
 COMMENT ON COLUMN outbox.publish_grant.role_name IS 'a role; its members may as well';
 COMMENT ON COLUMN outbox.publish_grant.topics IS 'patterns of topic names, * stands for any characters';
@@ -338,52 +338,6 @@ CREATE FUNCTION outbox.revoke_publish(role regrole) RETURNS void
 	END
 	$$;
 COMMENT ON FUNCTION outbox.revoke_publish(regrole) IS 'undo outbox.grant_publish()';
-
--- ---------------------------------------------------------------------------
--- A subscription to another server's tables must not write into these.
--- ---------------------------------------------------------------------------
-
-CREATE FUNCTION outbox.ignore_replication() RETURNS trigger
-	LANGUAGE c VOLATILE
-	AS 'MODULE_PATHNAME', 'outbox_kafka_ignore_replication';
-COMMENT ON FUNCTION outbox.ignore_replication() IS 'drops rows that arrive through logical replication';
-
-DO $do$
-DECLARE
-	name pg_catalog.text;
-BEGIN
-	FOREACH name IN ARRAY ARRAY['segment', 'relay_state', 'relay_position', 'relay_control',
-								'parked_message', 'publish_grant'] LOOP
-		EXECUTE pg_catalog.format('CREATE TRIGGER ignore_replication BEFORE INSERT OR UPDATE OR DELETE ON outbox.%I
-			FOR EACH ROW EXECUTE FUNCTION outbox.ignore_replication()', name);
-		EXECUTE pg_catalog.format('ALTER TABLE outbox.%I ENABLE ALWAYS TRIGGER ignore_replication', name);
-	END LOOP;
-END
-$do$;
-
--- ---------------------------------------------------------------------------
--- A publication FOR ALL TABLES in another database with the extension brings
--- the rows of that one's tables: they are dropped. (message_before_insert
--- does so for messages.) Replica triggers fire in apply workers only.
--- ---------------------------------------------------------------------------
-
-CREATE FUNCTION outbox.ignore_replicated() RETURNS trigger
-	LANGUAGE c VOLATILE
-	AS 'MODULE_PATHNAME', 'outbox_kafka_ignore_replicated';
-COMMENT ON FUNCTION outbox.ignore_replicated() IS 'drops what logical replication brings from another outbox';
-
-DO $do$
-DECLARE
-	name pg_catalog.text;
-BEGIN
-	FOREACH name IN ARRAY ARRAY['segment', 'relay_state', 'relay_position', 'relay_control', 'parked_message', 'publish_grant'] LOOP
-		EXECUTE pg_catalog.format(
-			'CREATE TRIGGER ignore_replicated BEFORE INSERT OR UPDATE OR DELETE ON outbox.%1$I
-			 FOR EACH ROW EXECUTE FUNCTION outbox.ignore_replicated()', name);
-		EXECUTE pg_catalog.format('ALTER TABLE outbox.%1$I ENABLE REPLICA TRIGGER ignore_replicated', name);
-	END LOOP;
-END
-$do$;
 
 -- ---------------------------------------------------------------------------
 -- Seeing. Status views hold no payload and no key.
