@@ -340,6 +340,30 @@ CREATE FUNCTION outbox.revoke_publish(role regrole) RETURNS void
 COMMENT ON FUNCTION outbox.revoke_publish(regrole) IS 'undo outbox.grant_publish()';
 
 -- ---------------------------------------------------------------------------
+-- A publication FOR ALL TABLES in another database with the extension brings
+-- the rows of that one's tables: they are dropped. (message_before_insert
+-- does so for messages.) Replica triggers fire in apply workers only.
+-- ---------------------------------------------------------------------------
+
+CREATE FUNCTION outbox.ignore_replicated() RETURNS trigger
+	LANGUAGE c VOLATILE
+	AS 'MODULE_PATHNAME', 'outbox_kafka_ignore_replicated';
+COMMENT ON FUNCTION outbox.ignore_replicated() IS 'drops what logical replication brings from another outbox';
+
+DO $do$
+DECLARE
+	name pg_catalog.text;
+BEGIN
+	FOREACH name IN ARRAY ARRAY['segment', 'relay_state', 'relay_position', 'relay_control', 'parked_message', 'publish_grant'] LOOP
+		EXECUTE pg_catalog.format(
+			'CREATE TRIGGER ignore_replicated BEFORE INSERT OR UPDATE OR DELETE ON outbox.%1$I
+			 FOR EACH ROW EXECUTE FUNCTION outbox.ignore_replicated()', name);
+		EXECUTE pg_catalog.format('ALTER TABLE outbox.%1$I ENABLE REPLICA TRIGGER ignore_replicated', name);
+	END LOOP;
+END
+$do$;
+
+-- ---------------------------------------------------------------------------
 -- Seeing. Status views hold no payload and no key.
 -- ---------------------------------------------------------------------------
 

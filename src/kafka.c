@@ -293,7 +293,7 @@ note_link_state(rd_kafka_t *rk, int32_t broker_id, const char *secproto,
 {
 	KafkaProducer *producer = arg;
 	bool		up = strcmp(state, "UP") == 0 || strcmp(state, "UPDATE") == 0 ||
-		strcmp(state, "REAUTH") == 0;
+	strcmp(state, "REAUTH") == 0;
 	bool		changed = false;
 	Link	   *link;
 

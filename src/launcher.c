@@ -346,6 +346,8 @@ note_out_of_workers(Database *db, TimestampTz now)
 				 errdetail("Messages are stored and wait. It is tried again until a slot is free."),
 				 errhint("You might need to increase max_worker_processes.")));
 	}
+	else
+		ereport(DEBUG1, (errmsg_internal("still out of background worker slots")));
 	out_of_workers = true;
 	workers_retry_at = TimestampTzPlusMilliseconds(now, workers_retry_ms);
 	workers_retry_ms = Min(workers_retry_ms * 2, NO_WORKER_MAX_MS);

@@ -10,7 +10,8 @@
  *
  * The triggers are ENABLE ALWAYS, so session_replication_role does not turn
  * them off, and they sit on the leaves too, where pg_restore and logical
- * replication write.
+ * replication write. The extension's other tables have a trigger that does
+ * nothing but drop replicated rows.
  */
 #include "postgres.h"
 
@@ -38,6 +39,7 @@
 
 PG_FUNCTION_INFO_V1(outbox_kafka_message_before_insert);
 PG_FUNCTION_INFO_V1(outbox_kafka_message_refuse_change);
+PG_FUNCTION_INFO_V1(outbox_kafka_ignore_replicated);
 
 /*
  * The row's place in values[] and nulls[]
@@ -264,4 +266,27 @@ outbox_kafka_message_refuse_change(PG_FUNCTION_ARGS)
 			 errdetail("What is committed is sent; the relay empties a segment when all in it is delivered and retention is over.")));
 
 	PG_RETURN_NULL();
+}
+
+/*
+ * BEFORE INSERT, UPDATE or DELETE trigger of the extension's other tables,
+ * fired where session_replication_role is replica.
+ */
+Datum
+outbox_kafka_ignore_replicated(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+
+	if (!CALLED_AS_TRIGGER(fcinfo) ||
+		!TRIGGER_FIRED_BEFORE(trigger->tg_event) ||
+		!TRIGGER_FIRED_FOR_ROW(trigger->tg_event))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("outbox.ignore_replicated() is a row trigger")));
+
+	if (IsLogicalWorker())
+		return PointerGetDatum(NULL);
+
+	return PointerGetDatum(TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) ?
+						   trigger->tg_newtuple : trigger->tg_trigtuple);
 }

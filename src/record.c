@@ -215,6 +215,13 @@ build_headers(TupleTableSlot *slot, RelayTopic *topic, bool timestamp_is_created
 	return headers;
 }
 
+static inline int64
+unix_ms(TimestampTz time)
+{
+	return time / 1000 +
+		(int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * SECS_PER_DAY * 1000;
+}
+
 RelayTopic *
 record_topic(RelayTopics *topics, TupleTableSlot *slot)
 {
@@ -226,12 +233,12 @@ record_topic(RelayTopics *topics, TupleTableSlot *slot)
 }
 
 bool
-record_build(TupleTableSlot *slot, RelayTopic *topic, KafkaRecord *record,
-			 WindowEntry *entry)
+record_build(TupleTableSlot *slot, RelayTopic *topic, TimestampTz now,
+			 KafkaRecord *record, WindowEntry *entry)
 {
 	TimestampTz created_at;
 	int64		created_ms;
-	int64		now_ms;
+	int64		now_ms = unix_ms(now);
 
 	memset(record, 0, sizeof(*record));
 	memset(entry, 0, sizeof(*entry));
@@ -267,10 +274,7 @@ record_build(TupleTableSlot *slot, RelayTopic *topic, KafkaRecord *record,
 
 	/* brokers refuse times ahead of theirs, with the whole batch */
 	created_at = DatumGetTimestampTz(value_of(slot, Anum_outbox_message_created_at));
-	created_ms = created_at / 1000 +
-		(int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * SECS_PER_DAY * 1000;
-	now_ms = GetCurrentTimestamp() / 1000 +
-		(int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * SECS_PER_DAY * 1000;
+	created_ms = unix_ms(created_at);
 	record->timestamp_ms = (guc_record_timestamp == RECORD_TIMESTAMP_CREATED) ?
 		Min(created_ms, now_ms) : now_ms;
 

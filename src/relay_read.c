@@ -12,7 +12,6 @@
  */
 #include "postgres.h"
 
-#include "access/xact.h"
 #include "access/xlog.h"
 #include "miscadmin.h"
 #include "utils/memutils.h"
@@ -114,7 +113,7 @@ send_row_in_context(Relay *relay, const CursorRow *row, TimestampTz now)
 		relay->unresolved = topic;
 		return false;
 	}
-	if (!record_build(row->slot, topic, &record, &entry))
+	if (!record_build(row->slot, topic, now, &record, &entry))
 	{
 		relay_fail(relay,
 				   describe(row, topic,
@@ -200,13 +199,11 @@ relay_read(Relay *relay)
 		return READ_BLOCKED;
 
 	relay_begin(relay);
-	now = GetCurrentTransactionStartTimestamp();
-
 	catalog = catalog_get(true);
 	if (catalog == NULL || !cursor_tables_open(&tables, catalog, -1))
 	{
 		relay_commit(relay);
-		relay->retry_at = TimestampTzPlusMilliseconds(now, 20);
+		relay->retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 20);
 		return READ_BLOCKED;
 	}
 
@@ -220,6 +217,8 @@ relay_read(Relay *relay)
 		PushActiveSnapshot(GetLatestSnapshot());
 	}
 
+	/* after the snapshot: no message that it shows was created later */
+	now = GetCurrentTimestamp();
 	scan = cursor_scan_begin(&tables, window_read_bound(relay->window), batch,
 							 position, GetActiveSnapshot());
 	for (;;)

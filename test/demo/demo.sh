@@ -70,8 +70,8 @@ cleanup()
 	rm -rf "$work"
 }
 trap cleanup EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
+trap 'failed=; exit 130' INT
+trap 'failed=; exit 143' TERM
 
 # Show SQL, run it in a database, show what it says.
 sql()

@@ -142,7 +142,13 @@ SLOW = {
 CONFLICT = (psycopg2.errors.LockNotAvailable,
             psycopg2.errors.DeadlockDetected,
             psycopg2.errors.SerializationFailure)
-LOST_CONNECTION = (psycopg2.OperationalError, psycopg2.InterfaceError)
+
+
+def lost_connection(error, connection):
+    """Whether an error is the end of the connection, not of a statement."""
+    return (isinstance(error, (psycopg2.OperationalError,
+                               psycopg2.InterfaceError))
+            or connection is None or connection.closed != 0)
 
 
 def log(text):
@@ -168,7 +174,8 @@ class Resolver(threading.Thread):
         super().__init__(name="resolver")
         self.options = options
         self.totals = totals
-        self.random = random.Random("%s-resolver" % options.seed)
+        self.random = random.Random("%s-%s-resolver" % (options.seed,
+                                                        options.run))
         self.queue = []
         self.wake = threading.Condition()
         self.closing = False
@@ -206,8 +213,8 @@ class Resolver(threading.Thread):
     def finish(self, gid):
         """Commit or roll back; a lost connection leaves it to sweep()."""
         command = "ROLLBACK" if self.random.random() < 0.25 else "COMMIT"
+        connection = connect(self.options)
         try:
-            connection = connect(self.options)
             try:
                 connection.autocommit = True
                 with connection.cursor() as cursor:
@@ -215,7 +222,9 @@ class Resolver(threading.Thread):
                 self.totals.add("prepared_" + command.lower())
             finally:
                 connection.close()
-        except LOST_CONNECTION:
+        except psycopg2.Error as error:
+            if not lost_connection(error, connection):
+                raise
             self.totals.add("prepared_left_to_sweep")
 
     def sweep(self):
@@ -229,7 +238,9 @@ class Resolver(threading.Thread):
                     gids = [row[0] for row in cursor.fetchall()]
                 if not gids:
                     return
-            except LOST_CONNECTION:
+            except psycopg2.Error as error:
+                if not lost_connection(error, connection):
+                    raise
                 continue
             finally:
                 connection.close()
@@ -261,7 +272,8 @@ class Writer(threading.Thread):
         self.totals = totals
         self.resolver = resolver
         self.deadline = deadline
-        self.random = random.Random("%s-%d" % (options.seed, number))
+        self.random = random.Random("%s-%s-%d" % (options.seed, options.run,
+                                                  number))
         self.prepared = 0
         self.connection = None
         self.failure = None
@@ -279,7 +291,9 @@ class Writer(threading.Thread):
                 except CONFLICT:
                     self.connection.rollback()
                     outcome = "conflict"
-                except LOST_CONNECTION as error:
+                except psycopg2.Error as error:
+                    if not lost_connection(error, self.connection):
+                        raise
                     self.totals.add("connection_lost")
                     log("%s: %s" % (self.name, str(error).split("\n")[0]))
                     self.connection.close()

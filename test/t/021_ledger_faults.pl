@@ -26,7 +26,7 @@ use OutboxTest::Kafka;
 use OutboxTest::Ledger;
 
 my $max_in_flight = 500;
-my $seconds = $ENV{OUTBOX_LEDGER_SECONDS} // 40;
+my $seconds = $ENV{OUTBOX_LEDGER_SECONDS} // 60;
 my $seed = $ENV{OUTBOX_LEDGER_SEED} // int(rand(10**9));
 srand($seed);
 
@@ -64,9 +64,22 @@ sub wait_relay
 		});
 }
 
+# A backlog, committed this moment: the relay's window is full when the fault
+# comes. Mostly without a key, so that the writers are not kept waiting.
+sub add_backlog
+{
+	$node->safe_psql(
+		'a', q{
+		SELECT count(ledger.publish(CASE WHEN i % 20 = 0 THEN i / 20 END,
+									'ledger_' || i % 4, 'backlog', 'text', 2))
+		FROM generate_series(1, 20000) AS i});
+	return;
+}
+
 sub end_relay
 {
 	my $pid = wait_relay();
+	add_backlog();
 	my $began = time;
 	kill 'TERM', $pid;
 	wait_relay($pid);
@@ -77,6 +90,8 @@ sub end_relay
 # A backend of the load dies: the server restarts all others.
 sub kill_backend
 {
+	my $before = wait_relay();
+	add_backlog();
 	my $pid = wait_until(
 		'a writer is inside a transaction',
 		sub {
@@ -87,7 +102,6 @@ sub kill_backend
 					AND pid <> pg_backend_pid() LIMIT 1});
 			return $code == 0 && $pid ? $pid : undef;
 		});
-	my $before = relay_of();
 	kill 'KILL', $pid;
 	wait_relay($before);
 	note('a backend was killed');
@@ -96,6 +110,7 @@ sub kill_backend
 
 sub restart_server
 {
+	add_backlog();
 	$node->stop('immediate');
 	$node->start;
 	wait_relay();
@@ -105,6 +120,7 @@ sub restart_server
 
 sub restart_broker
 {
+	add_backlog();
 	$kafka->restart(1);
 	note('the broker was restarted');
 	return;
@@ -112,6 +128,7 @@ sub restart_broker
 
 sub kill_broker
 {
+	add_backlog();
 	$kafka->kill9(1);
 	$kafka->start_node(1);
 	note('the broker was killed and started');

@@ -436,7 +436,7 @@ test_config_file(void)
 	char		fifo_path[64];
 	char		command[80];
 	const char *good = "# secrets\n\n sasl.password = " SECRET "\r\nsasl.username=me\n"
-		"ssl.key.password=a;b=c\nlinger.ms=1";
+	"ssl.key.password=a;b=c\nlinger.ms=1";
 	const char *bad_value = "linger.ms=1\nlinger.ms=" SECRET "\n";
 	const char *bad_line = "linger.ms=1\n" SECRET "\n";
 	const char *forbidden = "sasl.kerberos.kinit.cmd=" SECRET "\n";
