@@ -29,7 +29,7 @@ ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation --load-extension=outbox_kaf
 	--temp-instance=./tmp_check_isolation --temp-config=$(srcdir)/test/regress.conf
 
 TAP_TESTS = 1
-PROVE_TESTS = test/t/*.pl
+PROVE_TESTS ?= test/t/*.pl
 
 UNIT_TESTS = $(patsubst %.c,%,$(wildcard test/unit/*_test.c))
 

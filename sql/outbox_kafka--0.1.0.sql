@@ -99,6 +99,7 @@ CREATE TABLE outbox.segment (
 	delivered_at timestamptz
 );
 COMMENT ON TABLE outbox.segment IS 'the ring of segments; written by the relay alone';
+COMMENT ON COLUMN outbox.segment.segment IS 'N of outbox.message_N';
 COMMENT ON COLUMN outbox.segment.is_current IS 'publishing writes to this segment';
 COMMENT ON COLUMN outbox.segment.turned_at IS 'when publishing moved on to it last';
 COMMENT ON COLUMN outbox.segment.delivered_at IS 'when all in it was seen to be delivered; retention counts from here';
@@ -142,12 +143,12 @@ COMMENT ON TABLE outbox.relay_position IS 'progress within the batch under way; 
 COMMENT ON COLUMN outbox.relay_position.cursor_id IS '0: the main cursor';
 COMMENT ON COLUMN outbox.relay_position.position IS 'messages of the batch up to this id are delivered';
 
+-- A new outbox has delivered nothing: no xid is below 3, the first normal one.
+-- (The xid of now would not do: an older transaction may still publish.)
 -- writer_xid has to be this very (sub)transaction, which only xmin tells.
 INSERT INTO outbox.relay_state (cursor_id, writer_xid, database_oid, done, done_next_xid, tail_id)
-	SELECT 0, '0', d.oid,
-		   pg_catalog.format('%1$s:%1$s:', x.xid)::pg_catalog.pg_snapshot, x.xid, 0
-	FROM pg_catalog.pg_database AS d,
-		 (SELECT pg_catalog.pg_current_xact_id() AS xid OFFSET 0) AS x
+	SELECT 0, '0', d.oid, '3:3:', '3', 0
+	FROM pg_catalog.pg_database AS d
 	WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database();
 UPDATE outbox.relay_state SET writer_xid = xmin;
 INSERT INTO outbox.relay_position (cursor_id, position) VALUES (0, 0);
@@ -335,6 +336,19 @@ CREATE FUNCTION outbox.revoke_publish(role regrole) RETURNS void
 		LOOP
 			EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM %I', signature, name);
 		END LOOP;
+		-- The schema stays open to a role that has other business in it.
+		IF NOT EXISTS (
+			SELECT FROM pg_catalog.pg_class AS c, aclexplode(c.relacl) AS a
+				WHERE c.relnamespace = 'outbox'::regnamespace AND a.grantee = role
+			UNION ALL
+			SELECT FROM pg_catalog.pg_class AS c, pg_catalog.pg_attribute AS t, aclexplode(t.attacl) AS a
+				WHERE c.relnamespace = 'outbox'::regnamespace AND t.attrelid = c.oid AND a.grantee = role
+			UNION ALL
+			SELECT FROM pg_catalog.pg_proc AS p, aclexplode(p.proacl) AS a
+				WHERE p.pronamespace = 'outbox'::regnamespace AND a.grantee = role)
+		THEN
+			EXECUTE format('REVOKE USAGE ON SCHEMA outbox FROM %I', name);
+		END IF;
 	END
 	$$;
 COMMENT ON FUNCTION outbox.revoke_publish(regrole) IS 'undo outbox.grant_publish()';

@@ -62,15 +62,14 @@ SELECT outbox.publish('orders', to_jsonb(repeat('x', 1000000)));
 SELECT outbox.publish('orders', convert_to(repeat('x', 1000000), 'UTF8'));
 SET outbox_kafka.max_message_bytes = 2000;
 SET outbox_kafka.source = '/s';
-SELECT max(n) AS longest FROM generate_series(1600, 2000) AS n
-	WHERE 2000 >= 256 + length('orders') + length('/s') + n \gset
+SELECT 2000 - 256 - length('orders') - length('/s') AS longest \gset
 SELECT :longest AS longest, outbox.publish('orders', repeat('x', :longest)) IS NOT NULL AS ok;
 SELECT outbox.publish('orders', repeat('x', :longest + 1));
 SELECT outbox.publish('orders', repeat('x', :longest), correlation_id => 'c');
 RESET outbox_kafka.source;
 RESET outbox_kafka.max_message_bytes;
 
--- nothing of all this was stored, and a failed publish fails its transaction
+-- what was refused was not stored (three were fine), and fails its transaction
 SELECT count(*) FROM outbox.message;
 BEGIN;
 SELECT outbox.publish('orders', 'x') IS NOT NULL AS ok;
@@ -110,9 +109,5 @@ RESET parallel_tuple_cost;
 RESET parallel_setup_cost;
 DROP TABLE rows;
 DROP FUNCTION pretended(text, text, text, jsonb, int, uuid, text);
-
--- the sequence is guarded: not a message's business, but nobody draws from it by chance
-SELECT outbox.publish('orders', 'x', event_id => 'not a uuid');
-SELECT outbox.publish('orders', '{"a": }'::jsonb);
 
 DROP EXTENSION outbox_kafka;

@@ -87,6 +87,17 @@ struct CursorScan
 	Stream	   *last;			/* the stream whose row the caller holds */
 };
 
+/*
+ * Waiting for a lock here, with others held, could become half of a deadlock
+ * with DROP EXTENSION or REINDEX, and the other half could be its victim.
+ */
+static bool
+lock_without_waiting(Oid relation)
+{
+	return ConditionalLockRelationOid(relation, AccessShareLock) &&
+		SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relation));
+}
+
 /* ---- bounds ---- */
 
 CursorBound *
@@ -106,11 +117,15 @@ cursor_bound_make(XidSnapshot *snapshot, uint64 next_xid, int64 tail_id,
 CursorBound *
 cursor_bound_take(const OutboxCatalog *catalog, MemoryContext context)
 {
-	MemoryContext old = MemoryContextSwitchTo(context);
+	MemoryContext old;
 	XidSnapshot *snapshot;
 	uint64		next_xid;
 	int64		tail_id;
 	int64		max_id;
+
+	if (!lock_without_waiting(catalog->sequence))
+		return NULL;
+	old = MemoryContextSwitchTo(context);
 
 	/* the order of these four is the cursor's foundation, see above */
 	tail_id = cursor_highest_id(catalog);
@@ -169,14 +184,21 @@ cursor_highest_id(const OutboxCatalog *catalog)
 /* ---- tables ---- */
 
 /*
- * Waiting for a lock here, with others held, could become half of a deadlock
- * with DROP EXTENSION or REINDEX, and the other half could be its victim.
+ * NULL also when the index has had its place taken by REINDEX CONCURRENTLY
+ * after we learnt its OID: such a one gets no new entries.
  */
-static bool
-lock_without_waiting(Oid relation)
+static Relation
+open_index(Oid relation)
 {
-	return ConditionalLockRelationOid(relation, AccessShareLock) &&
-		SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relation));
+	Relation	index;
+
+	if (!lock_without_waiting(relation))
+		return NULL;
+	index = index_open(relation, NoLock);
+	if (index->rd_index->indisvalid && index->rd_index->indisready)
+		return index;
+	index_close(index, NoLock);
+	return NULL;
 }
 
 bool
@@ -184,10 +206,6 @@ cursor_tables_open(CursorTables *tables, const OutboxCatalog *catalog,
 				   int only_segment)
 {
 	memset(tables, 0, sizeof(*tables));
-
-	/* cursor_highest_id() is called with these tables held */
-	if (!lock_without_waiting(catalog->sequence))
-		return false;
 
 	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
 	{
@@ -207,16 +225,14 @@ cursor_tables_open(CursorTables *tables, const OutboxCatalog *catalog,
 			table_close(leaf, NoLock);
 			continue;
 		}
-		if (!lock_without_waiting(catalog->leaf_id_index[i]) ||
-			!lock_without_waiting(catalog->leaf_xid_index[i]))
+		tables->leaf[i] = leaf;
+		tables->id_index[i] = open_index(catalog->leaf_id_index[i]);
+		tables->xid_index[i] = open_index(catalog->leaf_xid_index[i]);
+		if (tables->id_index[i] == NULL || tables->xid_index[i] == NULL)
 		{
-			table_close(leaf, NoLock);
 			cursor_tables_close(tables);
 			return false;
 		}
-		tables->leaf[i] = leaf;
-		tables->id_index[i] = index_open(catalog->leaf_id_index[i], NoLock);
-		tables->xid_index[i] = index_open(catalog->leaf_xid_index[i], NoLock);
 	}
 	return true;
 }
@@ -228,8 +244,10 @@ cursor_tables_close(CursorTables *tables)
 	{
 		if (tables->leaf[i] == NULL)
 			continue;
-		index_close(tables->xid_index[i], NoLock);
-		index_close(tables->id_index[i], NoLock);
+		if (tables->xid_index[i])
+			index_close(tables->xid_index[i], NoLock);
+		if (tables->id_index[i])
+			index_close(tables->id_index[i], NoLock);
 		table_close(tables->leaf[i], NoLock);
 		tables->leaf[i] = NULL;
 	}

@@ -33,7 +33,8 @@ typedef struct CursorBound
 
 /*
  * Take the bound of now. Inside a transaction. The result lives in context;
- * one reference is the caller's.
+ * one reference is the caller's. NULL: the sequence is locked or gone. Before
+ * cursor_tables_open(), which leaves out what is empty by then.
  */
 extern CursorBound *cursor_bound_take(const OutboxCatalog *catalog,
 									  MemoryContext context);
@@ -45,7 +46,7 @@ extern CursorBound *cursor_bound_make(XidSnapshot *snapshot, uint64 next_xid,
 extern CursorBound *cursor_bound_share(CursorBound *bound);
 extern void cursor_bound_release(CursorBound *bound);
 
-/* Highest id drawn from the sequence so far; 0 for a fresh one. */
+/* Highest id drawn from the sequence so far; 0 for a fresh one. May wait. */
 extern int64 cursor_highest_id(const OutboxCatalog *catalog);
 
 /* The leaves of outbox.message, open and locked in ACCESS SHARE mode. */
@@ -57,7 +58,8 @@ typedef struct CursorTables
 } CursorTables;
 
 /*
- * Open them without ever waiting for a lock. False: one was not to be had, or
+ * Open them without ever waiting for a lock. What is empty is left out, so the
+ * bounds to read up to must have been taken before. False: one was not to be had, or
  * is gone; nothing is left open. Locks are kept to the transaction's end.
  * only_segment < 0: all.
  */

@@ -167,19 +167,16 @@ may_create_databases(void)
 	return result;
 }
 
-/* Whether the current user may do to that database what the command wants. */
+/*
+ * Whether the current user may do to that database what the command wants.
+ * Copying a database that is marked as a template is allowed to everybody who
+ * may create databases; but a template has no relay, so owners are enough.
+ */
 static bool
 may_take_database(Oid dboid, NodeTag command)
 {
-	if (command == T_AlterDatabaseStmt)
-		return compat_database_ownercheck(dboid, GetUserId());
-
-	/*
-	 * A template may be copied by everybody who may create databases, but a
-	 * template has no relay (or its relay is about to be stopped), so it is
-	 * enough to know owners here.
-	 */
-	return may_create_databases() && compat_database_ownercheck(dboid, GetUserId());
+	return compat_database_ownercheck(dboid, GetUserId()) &&
+		(command == T_AlterDatabaseStmt || may_create_databases());
 }
 
 /*
@@ -278,7 +275,9 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 				QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
 {
 	Node	   *parsetree = pstmt->utilityStmt;
-	bool		commits_prepared = IsA(parsetree, TransactionStmt) &&
+	bool		commits_prepared;
+
+	commits_prepared = IsA(parsetree, TransactionStmt) &&
 		((TransactionStmt *) parsetree)->kind == TRANS_STMT_COMMIT_PREPARED;
 
 	if (shared_state != NULL)

@@ -8,18 +8,18 @@
 #ifndef OUTBOX_GUC_H
 #define OUTBOX_GUC_H
 
-typedef enum HeaderStyle
+enum HeaderStyle
 {
 	HEADERS_CLOUDEVENTS,
 	HEADERS_PLAIN,
 	HEADERS_NONE
-} HeaderStyle;
+};
 
-typedef enum RecordTimestamp
+enum RecordTimestamp
 {
 	RECORD_TIMESTAMP_CREATED,
 	RECORD_TIMESTAMP_SENT
-} RecordTimestamp;
+};
 
 /* Where to send: host:port, comma separated. Empty: the relay waits. */
 extern char *guc_bootstrap_servers;

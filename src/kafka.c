@@ -3,7 +3,7 @@
  *	  The producer: a thin layer over librdkafka's.
  *
  * Threads. librdkafka works in threads of its own; everything here but
- * note_link_state() runs in the caller's. Reports, errors and log lines are
+ * note_link_state() and look_up() runs in the caller's. Reports, errors and log lines are
  * events in one queue, which kafka_producer_serve() empties: no callback of
  * librdkafka's ever reaches the relay, so the relay may raise errors wherever
  * no function of this file is on the stack. All signals are blocked while
@@ -20,13 +20,15 @@
  * came back while there is nothing to send. Its interceptor for changes of a
  * broker's state does, in librdkafka's threads; note_link_state() therefore
  * touches nothing but a short list under a mutex, an atomic counter and the
- * descriptor.
+ * descriptor. Names of brokers are looked up by kafka_resolve(), which a client
+ * that is to end need not wait for.
  *
  * Memory is librdkafka's and malloc's. librdkafka copies keys and values when
  * they are queued, a record costs no allocation of ours.
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <netdb.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -40,6 +42,7 @@
 
 #include "kafka.h"
 #include "kafka_conf.h"
+#include "kafka_resolve.h"
 
 #define TOPIC_BUCKETS 256
 #define REPORTS_AT_ONCE 256
@@ -81,6 +84,7 @@ struct KafkaProducer
 	pthread_mutex_t links_lock; /* guards links */
 	Link	   *links;
 	atomic_int	links_up;
+	bool		ending;			/* see kafka_resolve_leave() */
 };
 
 /* Where an error code comes from: it means different things there. */
@@ -345,6 +349,23 @@ watch_links(rd_kafka_t *rk, const rd_kafka_conf_t *conf, void *arg,
 														   note_link_state, arg);
 }
 
+#if RD_KAFKA_VERSION >= 0x020000ff
+/* Callback: find a broker's address, or free one. In librdkafka's threads. */
+static int
+look_up(const char *node, const char *service, const struct addrinfo *hints,
+		struct addrinfo **result, void *arg)
+{
+	KafkaProducer *producer = arg;
+
+	if (node == NULL)
+	{
+		freeaddrinfo(*result);
+		return 0;
+	}
+	return kafka_resolve(node, service, hints, result, &producer->ending);
+}
+#endif
+
 bool
 kafka_producer_is_connected(const KafkaProducer *producer)
 {
@@ -422,6 +443,10 @@ kafka_producer_create(const KafkaProducerConfig *config, KafkaError *error)
 	rd_kafka_conf_set_events(conf, RD_KAFKA_EVENT_DR | RD_KAFKA_EVENT_ERROR |
 							 RD_KAFKA_EVENT_LOG);
 	rd_kafka_conf_interceptor_add_on_new(conf, INTERCEPTOR_NAME, watch_links, producer);
+#if RD_KAFKA_VERSION >= 0x020000ff
+	rd_kafka_conf_set_opaque(conf, producer);
+	rd_kafka_conf_set_resolve_cb(conf, look_up);
+#endif
 
 	sigfillset(&all_signals);
 	pthread_sigmask(SIG_SETMASK, &all_signals, &old_signals);
@@ -455,6 +480,7 @@ kafka_producer_destroy(KafkaProducer *producer)
 	if (producer == NULL || producer->owner != getpid())
 		return;
 
+	kafka_resolve_leave(&producer->ending);
 	rd_kafka_queue_io_event_enable(producer->queue, -1, NULL, 0);
 	rd_kafka_purge(producer->rk, RD_KAFKA_PURGE_F_QUEUE |
 				   RD_KAFKA_PURGE_F_INFLIGHT | RD_KAFKA_PURGE_F_NON_BLOCKING);
@@ -553,6 +579,10 @@ serve_error(KafkaProducer *producer, rd_kafka_event_t *event,
 {
 	rd_kafka_resp_err_t code = rd_kafka_event_error(event);
 	KafkaError	error;
+
+	/* says less than the error before it, and than the connection's state */
+	if (code == RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN)
+		return;
 
 	fill_error(&error, classify(code, FROM_EVENT), code,
 			   rd_kafka_event_error_string(event));

@@ -122,11 +122,13 @@ read_chunk(PendingScan *scan, const OutboxCatalog *catalog)
 	Snapshot	snapshot;
 	const CursorBound *lower;
 	const CursorBound *upper;
+	uint64		own_xid = U64FromFullTransactionId(GetTopFullTransactionIdIfAny());
 
-	if (!cursor_tables_open(&tables, catalog, -1))
-		return false;
+	/* the bound first: tables that are empty then are left out */
 	if (scan->now == NULL)
 		scan->now = cursor_bound_take(catalog, scan->context);
+	if (scan->now == NULL || !cursor_tables_open(&tables, catalog, -1))
+		return false;
 
 	if (scan->stage == 0)
 	{
@@ -147,7 +149,11 @@ read_chunk(PendingScan *scan, const OutboxCatalog *catalog)
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	rows = cursor_scan_begin(&tables, lower, upper, scan->position, snapshot);
 	while (scan->nrows < scan->chunk_rows && cursor_scan_next(rows, &row))
-		fill(&scan->rows[scan->nrows++], &row);
+	{
+		/* what this transaction published itself is not committed */
+		if (row.xid != own_xid)
+			fill(&scan->rows[scan->nrows++], &row);
+	}
 	cursor_scan_end(rows);
 	UnregisterSnapshot(snapshot);
 	cursor_tables_close(&tables);

@@ -24,7 +24,10 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog/pg_sequence.h"
 #include "commands/dbcommands.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
@@ -32,9 +35,11 @@
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
+#include "storage/lmgr.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
@@ -75,6 +80,17 @@ relay_commit(Relay *relay)
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(relay->loop_context);
+}
+
+const OutboxCatalog *
+relay_catalog(Relay *relay)
+{
+	const OutboxCatalog *catalog = catalog_get(true);
+
+	if (catalog != NULL && catalog->extension == relay->extension)
+		return catalog;
+	relay->superseded = true;
+	return NULL;
 }
 
 /* ---- waiting ---- */
@@ -119,6 +135,27 @@ wait_for_events(Relay *relay, bool reports, long timeout_ms)
 
 /* ---- start ---- */
 
+/*
+ * The cursor takes the sequence's last value for the highest id drawn, and
+ * higher ids for later ones.
+ */
+static void
+check_sequence(const OutboxCatalog *catalog)
+{
+	HeapTuple	tuple = SearchSysCache1(SEQRELID, ObjectIdGetDatum(catalog->sequence));
+	Form_pg_sequence form;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for sequence %u", catalog->sequence);
+	form = (Form_pg_sequence) GETSTRUCT(tuple);
+	if (form->seqincrement != 1 || form->seqcache != 1 || form->seqcycle)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("sequence outbox.message_id was altered, messages cannot be told apart by their ids any more"),
+				 errhint("ALTER SEQUENCE outbox.message_id INCREMENT 1 CACHE 1 NO CYCLE;")));
+	ReleaseSysCache(tuple);
+}
+
 /* Load what the last relay left. Returns false if that is not ours to use. */
 static bool
 load(Relay *relay)
@@ -134,6 +171,8 @@ load(Relay *relay)
 		relay_commit(relay);
 		worker_leave_idle();
 	}
+	relay->extension = catalog->extension;
+	check_sequence(catalog);
 	relay->database = MemoryContextStrdup(relay->context,
 										  get_database_name(MyDatabaseId));
 	relay->ring = segment_ring_load(catalog, relay->context);
@@ -159,6 +198,7 @@ load(Relay *relay)
 			break;
 	}
 	relay->window = window_create(guc_max_in_flight, &progress, relay->context);
+	relay->batch_insert_lsn = GetXLogInsertRecPtr();
 	relay_progress_start(relay);
 	return !relay->foreign;
 }
@@ -167,6 +207,7 @@ load(Relay *relay)
 static void
 read_control(Relay *relay)
 {
+	const OutboxCatalog *catalog;
 	uint32		generation = pg_atomic_read_u32(&relay->slot->control_generation);
 
 	if (relay->control_known && generation == relay->control_seen)
@@ -174,6 +215,15 @@ read_control(Relay *relay)
 	pg_memory_barrier();
 
 	relay_begin(relay);
+	catalog = relay_catalog(relay);
+	if (catalog == NULL ||
+		!ConditionalLockRelationOid(catalog->relay_control, AccessShareLock))
+	{
+		/* whether to send is not known: do not, until it is */
+		relay_commit(relay);
+		relay->retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 100);
+		return;
+	}
 	SPI_connect();
 	if (SPI_execute("SELECT 1 FROM outbox.relay_control"
 					" WHERE topic OPERATOR(pg_catalog.=) '*'", true, 1) != SPI_OK_SELECT)
@@ -252,14 +302,31 @@ pace(const Relay *relay)
 	return relay->commits_per_second < PACE_FAST_FROM ? PACE_MS : PACE_FAST_MS;
 }
 
+/*
+ * Without a connection something has to be sent all the same: librdkafka
+ * connects when there is a need to, and brokers close idle connections.
+ */
 static bool
 may_read(const Relay *relay)
 {
 	return !relay->foreign && !relay->paused && !relay->reset_needed &&
 		relay->producer != NULL &&
 		relay->retry_at == 0 &&
-		kafka_producer_is_connected(relay->producer) &&
+		(kafka_producer_is_connected(relay->producer) ||
+		 window_oldest(relay->window) == NULL) &&
 		relay_has_room(relay);
+}
+
+/* A connection that comes up makes it worth while to ask for a topic at once. */
+static void
+note_connection(Relay *relay)
+{
+	bool		connected = relay->producer != NULL &&
+		kafka_producer_is_connected(relay->producer);
+
+	if (connected && !relay->was_connected && relay->unresolved)
+		relay->retry_at = 0;
+	relay->was_connected = connected;
 }
 
 /* Something was committed since the last bound was taken, or might have been. */
@@ -370,7 +437,7 @@ run(Relay *relay)
 		MemoryContextReset(relay->loop_context);
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
-		if (worker_should_stop())
+		if (worker_should_stop() || relay->superseded)
 			break;
 		if (ConfigReloadPending)
 			reload(relay);
@@ -386,6 +453,7 @@ run(Relay *relay)
 		if (!relay->foreign && relay->retry_at == 0)
 			relay_producer_open(relay);
 		relay_producer_serve(relay);
+		note_connection(relay);
 		measure_rate(relay, now);
 
 		reading = may_read(relay);
@@ -462,8 +530,9 @@ outbox_kafka_relay_main(Datum main_arg)
 	run(relay);
 
 	/* an orderly end: wait a little for acknowledgements, keep what came */
-	relay_drain(relay, SHUTDOWN_DRAIN_MS);
-	if (!relay->foreign &&
+	if (!relay->superseded)
+		relay_drain(relay, SHUTDOWN_DRAIN_MS);
+	if (!relay->foreign && !relay->superseded &&
 		window_delivered(relay->window) != relay->stored_delivered)
 		(void) relay_progress_store(relay, GetCurrentTimestamp());
 	proc_exit(0);

@@ -41,6 +41,8 @@ typedef struct Relay
 	TimestampTz ring_due;		/* 0: when something was published */
 
 	char	   *database;		/* its name */
+	Oid			extension;		/* that the relay started with */
+	bool		superseded;		/* the extension was dropped, perhaps remade */
 
 	/* the producer, or NULL */
 	KafkaProducer *producer;
@@ -69,12 +71,14 @@ typedef struct Relay
 	/* a topic that has to be resolved before reading goes on */
 	RelayTopic *unresolved;
 	TimestampTz unresolved_since;
+	bool		was_connected;
 
 	/* failures: sending is tried again at retry_at */
 	bool		failed;
 	bool		reset_needed;	/* the producer failed; drop it when drained */
 	TimestampTz reset_by;		/* at the latest then */
 	int			failures;		/* in a row */
+	uint64		failed_tag;		/* delivering this one ends the row */
 	int			cautious;		/* so many messages are sent one by one */
 	TimestampTz retry_at;		/* 0: nothing is waited for */
 	char		last_failure[SLOT_ERROR_LENGTH];
@@ -119,6 +123,12 @@ extern void relay_set_wait_events(Relay *relay);
  */
 extern void relay_begin(Relay *relay);
 extern void relay_commit(Relay *relay);
+
+/*
+ * The extension's objects; NULL if they are gone or others than the relay
+ * started with, which then ends without writing anything. In a transaction.
+ */
+extern const OutboxCatalog *relay_catalog(Relay *relay);
 
 /* Serve reports until nothing is in flight, for at most timeout_ms. */
 extern void relay_drain(Relay *relay, int timeout_ms);

@@ -199,7 +199,6 @@ void
 relay_producer_serve(Relay *relay)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	uint64		before = window_delivered(relay->window);
 	KafkaError	error;
 
 	relay->last_ack_at = now;
@@ -219,8 +218,8 @@ relay_producer_serve(Relay *relay)
 			relay_fail(relay, error.message, true);
 		else if (relay->refusal != KAFKA_ERROR_NONE)
 			relay_fail(relay, relay->refusal_text, true);
-		else if (window_delivered(relay->window) > before)
-			relay->failures = 0;	/* what failed before goes through now */
+		else if (window_has_delivered(relay->window, relay->failed_tag))
+			relay->failures = 0;	/* what failed before went through */
 	}
 
 	/* all that could still be reported has been: start anew */
@@ -275,6 +274,7 @@ relay_fail(Relay *relay, const char *text, bool reset)
 	wait = Min(wait, RETRY_MAX_MS);
 	relay->failed = true;
 	relay->failures++;
+	relay->failed_tag = window_next_tag(relay->window);
 	relay->retry_at = TimestampTzPlusMilliseconds(now, wait);
 	if (reset)
 	{

@@ -95,7 +95,7 @@ relay_progress_store(Relay *relay, TimestampTz now)
 	flush = delivered - relay->flushed_delivered >= (uint64) guc_max_in_flight;
 
 	relay_begin(relay);
-	catalog = catalog_get(true);
+	catalog = relay_catalog(relay);
 
 	if (catalog != NULL)
 		result = progress_write(catalog, MAIN_CURSOR, &progress,

@@ -28,6 +28,8 @@
 
 /* How long the broker may take to tell of a topic, and to make a new one. */
 #define TOPIC_ANSWER_MS 250
+#define TOPIC_RETRY_MS 100
+#define TOPIC_RETRY_AWAY_MS 1000
 #define TOPIC_PROPAGATION_MS 5000
 
 /* Whether not one more message may be sent now. */
@@ -74,7 +76,9 @@ resolve(Relay *relay)
 	/* a topic that is just being made is unknown for a while */
 	if (relay->unresolved_since == 0)
 		relay->unresolved_since = now;
-	relay->retry_at = TimestampTzPlusMilliseconds(now, 100);
+	relay->retry_at = TimestampTzPlusMilliseconds(now,
+												  kafka_producer_is_connected(relay->producer) ?
+												  TOPIC_RETRY_MS : TOPIC_RETRY_AWAY_MS);
 	if (error.class != KAFKA_ERROR_RETRY &&
 		(relay->failures > 0 ||
 		 TimestampDifferenceExceeds(relay->unresolved_since, now, TOPIC_PROPAGATION_MS)))
@@ -164,17 +168,24 @@ send_row(Relay *relay, const CursorRow *row, TimestampTz now)
 	return sent;
 }
 
-/* Take the bound of a new batch; what committed before is in it. */
-static void
+/*
+ * Take the bound of a new batch; what committed before is in it. NULL: not
+ * now, the sequence is locked.
+ */
+static CursorBound *
 open_batch(Relay *relay, const OutboxCatalog *catalog)
 {
 	CursorBound *bound;
+	uint64		commits = pg_atomic_read_u64(&relay->slot->commits);
 
-	relay->seen_commits = pg_atomic_read_u64(&relay->slot->commits);
 	pg_memory_barrier();
 	bound = cursor_bound_take(catalog, relay->context);
+	if (bound == NULL)
+		return NULL;
+	relay->seen_commits = commits;
 	relay->batch_insert_lsn = GetXLogInsertRecPtr();
 	window_begin_batch(relay->window, bound);
+	return bound;
 }
 
 /*
@@ -193,29 +204,33 @@ relay_read(Relay *relay)
 	int64		position;
 	CursorBound *batch;
 	int			rows = 0;
+	bool		newest = false; /* the batch was begun by this very call */
 	ReadResult	result = READ_MORE;
 
 	if (relay->unresolved && !resolve(relay))
 		return READ_BLOCKED;
 
 	relay_begin(relay);
-	catalog = catalog_get(true);
-	if (catalog == NULL || !cursor_tables_open(&tables, catalog, -1))
+	catalog = relay_catalog(relay);
+
+	batch = window_open_batch(relay->window, &position);
+	if (batch == NULL && catalog != NULL)
+	{
+		batch = open_batch(relay, catalog);
+		position = 0;
+		newest = true;
+	}
+	if (catalog == NULL || batch == NULL ||
+		!cursor_tables_open(&tables, catalog, -1))
 	{
 		relay_commit(relay);
 		relay->retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 20);
 		return READ_BLOCKED;
 	}
 
-	/* rows of an open batch may have been committed after our snapshot */
-	batch = window_open_batch(relay->window, &position);
-	if (batch == NULL)
-	{
-		open_batch(relay, catalog);
-		batch = window_open_batch(relay->window, &position);
-		PopActiveSnapshot();
-		PushActiveSnapshot(GetLatestSnapshot());
-	}
+	/* what the bound shows must be visible: a snapshot taken after it */
+	PopActiveSnapshot();
+	PushActiveSnapshot(GetLatestSnapshot());
 
 	/* after the snapshot: no message that it shows was created later */
 	now = GetCurrentTimestamp();
@@ -233,7 +248,9 @@ relay_read(Relay *relay)
 		if (!cursor_scan_next(scan, &row))
 		{
 			window_end_batch(relay->window);
-			result = READ_ALL;
+
+			/* a batch begun earlier says nothing of what came since */
+			result = newest ? READ_ALL : READ_MORE;
 			break;
 		}
 		if (!send_row(relay, &row, now))

@@ -56,6 +56,7 @@ typedef struct Segment
 
 struct SegmentRing
 {
+	Oid			extension;		/* whose ring this is */
 	int			current;
 	Segment		segments[OUTBOX_SEGMENTS];
 };
@@ -65,7 +66,7 @@ segment_ring_load(const OutboxCatalog *catalog, MemoryContext context)
 {
 	SegmentRing *ring = MemoryContextAllocZero(context, sizeof(SegmentRing));
 
-	(void) catalog;
+	ring->extension = catalog->extension;
 	SPI_connect();
 	if (SPI_execute("SELECT segment, is_current, turned_at, delivered_at"
 					" FROM outbox.segment", true, 0) != SPI_OK_SELECT)
@@ -99,18 +100,39 @@ segment_ring_current(const SegmentRing *ring)
 }
 
 static void
-begin(void)
-{
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-	PushActiveSnapshot(GetLatestSnapshot());
-}
-
-static void
 commit(void)
 {
 	PopActiveSnapshot();
 	CommitTransactionCommand();
+}
+
+/*
+ * Begin a transaction that may write outbox.segment. That lock comes first and
+ * is not waited for, nor is any other: waiting with locks held could become
+ * half of a deadlock with DROP EXTENSION. False: not now.
+ */
+static bool
+begin(const SegmentRing *ring, OutboxCatalog *catalog)
+{
+	const OutboxCatalog *found;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	PushActiveSnapshot(GetLatestSnapshot());
+
+	found = catalog_get(true);
+	if (found == NULL || found->extension != ring->extension)
+	{
+		commit();
+		return false;
+	}
+	*catalog = *found;
+	if (!ConditionalLockRelationOid(catalog->segment, RowExclusiveLock))
+	{
+		commit();
+		return false;
+	}
+	return true;
 }
 
 /* Store what memory says of one segment. Inside a transaction. */
@@ -169,9 +191,9 @@ has_undelivered(const OutboxCatalog *catalog, int number, const CursorBound *don
 	Snapshot	snapshot;
 	bool		found;
 
-	if (!cursor_tables_open(&tables, catalog, number))
-		return true;
 	now = cursor_bound_take(catalog, CurrentMemoryContext);
+	if (now == NULL || !cursor_tables_open(&tables, catalog, number))
+		return true;
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	scan = cursor_scan_begin(&tables, done, now, 0, snapshot);
 	found = cursor_scan_next(scan, &row);
@@ -183,16 +205,16 @@ has_undelivered(const OutboxCatalog *catalog, int number, const CursorBound *don
 }
 
 static void
-turn(SegmentRing *ring, const OutboxCatalog *catalog, TimestampTz now)
+turn(SegmentRing *ring, TimestampTz now)
 {
+	OutboxCatalog catalog;
 	int			old = ring->current;
 
-	(void) catalog;
+	if (!begin(ring, &catalog))
+		return;
 	ring->current = (old + 1) % OUTBOX_SEGMENTS;
 	ring->segments[ring->current].turned_at = now;
 	ring->segments[ring->current].delivered_at = 0;
-
-	begin();
 	store(ring, old);
 	store(ring, ring->current);
 	commit();
@@ -221,20 +243,52 @@ renew_files(Oid relation)
 	return true;
 }
 
+/* Note whether all that is in a segment is delivered, and since when. */
+static void
+check_delivered(SegmentRing *ring, int number, const CursorBound *done,
+				TimestampTz now)
+{
+	OutboxCatalog catalog;
+	Segment    *segment = &ring->segments[number];
+
+	segment->retry_at = TimestampTzPlusMilliseconds(now, RETRY_MS);
+	if (!begin(ring, &catalog))
+		return;
+	if (!has_undelivered(&catalog, number, done))
+	{
+		segment->delivered_at = now;
+		store(ring, number);
+	}
+	commit();
+}
+
 /* Empty a delivered segment. False: not now. */
 static bool
-empty(SegmentRing *ring, const OutboxCatalog *catalog, int number,
-	  const CursorBound *done)
+empty(SegmentRing *ring, int number, const CursorBound *done)
 {
+	OutboxCatalog catalog;
 	Segment    *segment = &ring->segments[number];
-	Oid			leaf = catalog->leaf[number];
+	Oid			leaf;
 
-	begin();
-	if (!ConditionalLockRelationOid(leaf, AccessExclusiveLock) ||
-		has_undelivered(catalog, number, done) ||
-		!renew_files(leaf))
+	if (!begin(ring, &catalog))
+		return false;
+	leaf = catalog.leaf[number];
+	if (!ConditionalLockRelationOid(leaf, AccessExclusiveLock))
 	{
-		/* leave it as it is, also the part that renew_files() did */
+		commit();
+		return false;
+	}
+	if (has_undelivered(&catalog, number, done))
+	{
+		/* a late one: its retention counts from its own delivery */
+		segment->delivered_at = 0;
+		store(ring, number);
+		commit();
+		return false;
+	}
+	if (!renew_files(leaf))
+	{
+		/* the table may be renewed when its TOAST table could not be */
 		PopActiveSnapshot();
 		AbortCurrentTransaction();
 		return false;
@@ -276,28 +330,23 @@ turn_due(const SegmentRing *ring, TimestampTz now)
 TimestampTz
 segment_ring_maintain(SegmentRing *ring, const CursorBound *done)
 {
-	const OutboxCatalog *found;
 	OutboxCatalog catalog;
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz due = 0;
 	TimestampTz turn_at;
 
-	begin();
-	found = catalog_get(true);
-	if (found == NULL)
-	{
-		commit();
-		return 0;
-	}
-	catalog = *found;
+	if (!begin(ring, &catalog))
+		return TimestampTzPlusMilliseconds(now, RETRY_MS);
 	measure(ring, &catalog);
 	commit();
 
 	turn_at = turn_due(ring, now);
 	if (turn_at != 0 && turn_at <= now)
 	{
-		turn(ring, &catalog, now);
+		turn(ring, now);
 		turn_at = turn_due(ring, now);
+		if (turn_at != 0 && turn_at <= now)
+			turn_at = TimestampTzPlusMilliseconds(now, RETRY_MS);
 	}
 	due = sooner(due, turn_at);
 
@@ -310,16 +359,7 @@ segment_ring_maintain(SegmentRing *ring, const CursorBound *done)
 			continue;
 
 		if (segment->delivered_at == 0 && segment->retry_at <= now)
-		{
-			begin();
-			if (!has_undelivered(&catalog, i, done))
-			{
-				segment->delivered_at = now;
-				store(ring, i);
-			}
-			commit();
-			segment->retry_at = TimestampTzPlusMilliseconds(now, RETRY_MS);
-		}
+			check_delivered(ring, i, done, now);
 		if (segment->delivered_at == 0)
 		{
 			due = sooner(due, segment->retry_at);
@@ -330,7 +370,7 @@ segment_ring_maintain(SegmentRing *ring, const CursorBound *done)
 											   (int64) guc_retention * 1000);
 		if (empty_at <= now)
 		{
-			if (empty(ring, &catalog, i, done))
+			if (empty(ring, i, done))
 				continue;
 			empty_at = TimestampTzPlusMilliseconds(now, RETRY_MS);
 		}

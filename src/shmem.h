@@ -50,7 +50,8 @@ typedef enum RelayState
 {
 	RELAY_STARTING = 0,
 	RELAY_UNCONFIGURED,			/* no bootstrap_servers, or a refused property */
-	RELAY_CONNECTING,			/* no broker has answered yet, or none does now */
+	RELAY_CONNECTING,			/* no broker has answered yet, or none does
+								 * now */
 	RELAY_RUNNING,				/* messages are going out, or are looked for */
 	RELAY_IDLE,					/* everything is delivered */
 	RELAY_PAUSED,				/* outbox.pause() */
@@ -96,7 +97,8 @@ typedef struct RelaySlot
 	pg_atomic_uint64 published; /* acknowledged since the server started */
 	pg_atomic_uint64 repeated;	/* sent again after a reset of the producer */
 	pg_atomic_uint64 last_id;	/* highest id acknowledged without a gap */
-	pg_atomic_uint64 oldest_pending;	/* created_at of it as TimestampTz, or 0 */
+	pg_atomic_uint64 oldest_pending;	/* created_at of it as TimestampTz, or
+										 * 0 */
 	pg_atomic_uint64 last_ack_at;	/* TimestampTz, or 0 */
 	/* under the lock; they outlive a relay, until the slot changes hands: */
 	char		broker[SLOT_BROKER_LENGTH];

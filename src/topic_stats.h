@@ -15,7 +15,7 @@
 typedef struct TopicStatsKey
 {
 	Oid			dboid;
-	char		topic[OUTBOX_TOPIC_MAX_LENGTH + 3];	/* zero padded */
+	char		topic[OUTBOX_TOPIC_MAX_LENGTH + 3]; /* zero padded */
 } TopicStatsKey;
 
 typedef struct TopicStats

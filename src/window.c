@@ -40,6 +40,7 @@ struct Window
 	int			ring_size;		/* a power of two >= capacity */
 	int			capacity;
 	uint64		head;			/* first tag not acknowledged */
+	uint64		delivered;		/* messages, since the window was made */
 	uint64		next;			/* tag of the next message */
 	int			acknowledged;	/* between head and next */
 	uint64		bytes;			/* between head and next */
@@ -321,6 +322,7 @@ window_acknowledge(Window *window, uint64 tag)
 		window->highest_delivered = Max(window->highest_delivered, entry->id);
 		window->bytes -= entry->bytes;
 		window->acknowledged--;
+		window->delivered++;
 		window->head++;
 	}
 	retire_batches(window);
@@ -329,7 +331,13 @@ window_acknowledge(Window *window, uint64 tag)
 uint64
 window_delivered(const Window *window)
 {
-	return window->head;
+	return window->delivered;
+}
+
+bool
+window_has_delivered(const Window *window, uint64 tag)
+{
+	return window->head > tag;
 }
 
 int64

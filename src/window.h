@@ -69,9 +69,15 @@ extern void window_sent(Window *window, const WindowEntry *entry);
 extern WindowEntry *window_entry(Window *window, uint64 tag);
 extern void window_acknowledge(Window *window, uint64 tag);
 
-/* Messages delivered without a gap, ever; and the highest id among them. */
+/*
+ * Messages delivered without a gap since the window was made, and the highest
+ * id among them.
+ */
 extern uint64 window_delivered(const Window *window);
 extern int64 window_highest_delivered(const Window *window);
+
+/* Whether a message is, which was sent after the last reset. */
+extern bool window_has_delivered(const Window *window, uint64 tag);
 
 /* The oldest one not delivered, or NULL. */
 extern const WindowEntry *window_oldest(const Window *window);

@@ -73,6 +73,13 @@ keep_final_error(ErrorData *edata)
 		prev_emit_log_hook(edata);
 }
 
+/* Lines in the log say which database's relay they come from. */
+static void
+name_worker(void *arg)
+{
+	errcontext("%s", MyBgworkerEntry->bgw_name);
+}
+
 static TimestampTz
 after_failure(TimestampTz now, int failures)
 {
@@ -246,10 +253,15 @@ has_extension(void)
 RelaySlot *
 worker_attach(Datum main_arg)
 {
+	static ErrorContextCallback context;
 	RelaySlot  *slot;
 	uint32		generation;
 	Oid			dboid;
 	bool		probe_only;
+
+	context.callback = name_worker;
+	context.previous = error_context_stack;
+	error_context_stack = &context;
 
 	memcpy(&generation, MyBgworkerEntry->bgw_extra, sizeof(generation));
 

@@ -15,21 +15,33 @@
 #
 # Environment: PG_CONFIG (which PostgreSQL), TMPDIR, OUTBOX_TEST_USER,
 # PROVE_TESTS (only these TAP tests), OUTBOX_TEST_PARTS (of "unit regress
-# isolation tap").
+# isolation tap"), OUTBOX_TEST_TIME_LIMIT (for each part, 75m).
 
 set -uo pipefail
 
 top=$(cd "$(dirname "$0")/.." && pwd)
 passed=0
 failed=0
+time_limit=${OUTBOX_TEST_TIME_LIMIT:-75m}
 
 say()
 {
 	printf '\n=== %s\n' "$*"
 }
 
+# Servers whose test was cut off; they know their own process.
+stop_servers()
+{
+	local file
+
+	while read -r file; do
+		as_user kill -QUIT "$(head -n 1 "$file")" 2> /dev/null
+	done < <(find "$work/src" -name postmaster.pid 2> /dev/null)
+}
+
 finish()
 {
+	stop_servers
 	if [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]; then
 		rm -rf "$work"
 	else
@@ -62,7 +74,8 @@ as_user()
 
 make_as_user()
 {
-	as_user make --no-print-directory PG_CONFIG="$private_pg_config" with_llvm=no "$@"
+	as_user timeout --kill-after=30 "$time_limit" \
+		make --silent --no-print-directory PG_CONFIG="$private_pg_config" with_llvm=no "$@"
 }
 
 # The end of a log, if there is one.
@@ -148,6 +161,7 @@ run_regress()
 
 cd "$top" || exit 1
 work=$(mktemp -d "${TMPDIR:-/tmp}/outbox_kafka-test.XXXXXX") || exit 1
+trap 'give_up "interrupted"' INT TERM
 
 say "packages"
 test/install-deps.sh test || give_up "packages could not be installed"

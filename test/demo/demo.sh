@@ -185,7 +185,7 @@ event=$(ask shop "SELECT event_id FROM outbox.message_status ORDER BY id DESC LI
 sql shop <<EOF
 SELECT outbox.wait_published('$event', '1 s');
 SELECT topic, bytes FROM outbox.pending;
-SELECT state, published, pending_estimate, last_error FROM outbox.relay_status;
+SELECT state, published, left(last_error, 70) AS last_error FROM outbox.relay_status;
 EOF
 
 step "8. It comes back"

@@ -144,11 +144,12 @@ CONFLICT = (psycopg2.errors.LockNotAvailable,
             psycopg2.errors.SerializationFailure)
 
 
-def lost_connection(error, connection):
-    """Whether an error is the end of the connection, not of a statement."""
-    return (isinstance(error, (psycopg2.OperationalError,
-                               psycopg2.InterfaceError))
-            or connection is None or connection.closed != 0)
+def lost_connection(error):
+    """
+    Whether an error is the end of the connection, not of a statement. What
+    libpq says itself has no SQLSTATE; it comes as a plain DatabaseError too.
+    """
+    return error.pgcode is None or isinstance(error, psycopg2.OperationalError)
 
 
 def log(text):
@@ -223,7 +224,7 @@ class Resolver(threading.Thread):
             finally:
                 connection.close()
         except psycopg2.Error as error:
-            if not lost_connection(error, connection):
+            if not lost_connection(error):
                 raise
             self.totals.add("prepared_left_to_sweep")
 
@@ -239,7 +240,7 @@ class Resolver(threading.Thread):
                 if not gids:
                     return
             except psycopg2.Error as error:
-                if not lost_connection(error, connection):
+                if not lost_connection(error):
                     raise
                 continue
             finally:
@@ -292,7 +293,7 @@ class Writer(threading.Thread):
                     self.connection.rollback()
                     outcome = "conflict"
                 except psycopg2.Error as error:
-                    if not lost_connection(error, self.connection):
+                    if not lost_connection(error):
                         raise
                     self.totals.add("connection_lost")
                     log("%s: %s" % (self.name, str(error).split("\n")[0]))

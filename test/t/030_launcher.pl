@@ -218,6 +218,14 @@ like($err, qr/already exists/, 'an ALTER DATABASE RENAME that fails');
 $pid = wait_relay($node, 'owned', $pid);
 ok($pid, 'brings the relay back');
 
+is( $node->safe_psql('postgres',
+		"BEGIN; ALTER DATABASE owned RENAME TO renamed;
+		 SELECT count(*) FROM pg_stat_activity WHERE $RELAY AND datname = 'owned';
+		 ROLLBACK"),
+	0, 'ALTER DATABASE RENAME keeps the relay away for its transaction');
+$pid = wait_relay($node, 'owned', $pid);
+ok($pid, 'rolled back, it is there again');
+
 ($rc, $took) = timed_psql($node, 'postgres', 'SET ROLE owner; DROP DATABASE owned WITH (FORCE)');
 is($rc, 0, 'an ordinary owner can DROP DATABASE WITH (FORCE) while a relay runs');
 cmp_ok($took, '<', $AT_ONCE, 'at once');
@@ -315,6 +323,20 @@ ok( $node->poll_query_until('postgres', 'SELECT true'),
 	'the server restarts after a relay was killed');
 ok(wait_relay($node, 'a', $pid), 'and so does the relay');
 ok(wait_relay($node, 'other'), 'and the others');
+
+# The prepared transaction locks the database: its relay waits to connect.
+$node->safe_psql('postgres',
+	"BEGIN; ALTER DATABASE other RENAME TO another; PREPARE TRANSACTION 'rename'");
+ok( $node->poll_query_until('postgres',
+		"SELECT count(*) = 1 FROM pg_locks WHERE classid = 'pg_database'::regclass AND NOT granted"),
+	'a relay waits for its database');
+$before = time;
+$node->stop('fast');
+cmp_ok(time - $before, '<', 5, 'pg_ctl stop -m fast, with a relay that waits for its database');
+$node->start;
+$node->safe_psql('postgres', "COMMIT PREPARED 'rename'");
+ok(wait_relay($node, 'another'), 'it gets in when the prepared transaction ends');
+ok(wait_relay($node, 'a'), 'as do all others');
 
 $before = time;
 $node->stop('fast');

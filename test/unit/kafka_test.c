@@ -8,9 +8,11 @@
  */
 #include <arpa/inet.h>
 #include <dirent.h>
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <netdb.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
@@ -281,6 +283,51 @@ count_open_to_signals(void)
 	if (dir != NULL)
 		closedir(dir);
 	return count;
+}
+
+/* ----------
+ * A name server that does not answer: for names that begin with "slow."
+ * ----------
+ */
+
+static pthread_mutex_t slow_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t slow_changed = PTHREAD_COND_INITIALIZER;
+static int	slow_lookups;
+static bool slow_released;
+
+typedef int (*GetAddrInfo) (const char *, const char *, const struct addrinfo *,
+							struct addrinfo **);
+
+/* In place of the C library's, for everybody in this process. */
+int
+getaddrinfo(const char *node, const char *service,
+			const struct addrinfo *hints, struct addrinfo **result)
+{
+	GetAddrInfo real = (GetAddrInfo) dlsym(RTLD_NEXT, "getaddrinfo");
+
+	if (node == NULL || strncmp(node, "slow.", 5) != 0 ||
+		(hints != NULL && (hints->ai_flags & AI_NUMERICHOST) != 0))
+		return real(node, service, hints, result);
+
+	pthread_mutex_lock(&slow_lock);
+	slow_lookups++;
+	pthread_cond_broadcast(&slow_changed);
+	while (!slow_released)
+		pthread_cond_wait(&slow_changed, &slow_lock);
+	slow_lookups--;
+	pthread_cond_broadcast(&slow_changed);
+	pthread_mutex_unlock(&slow_lock);
+	return EAI_AGAIN;
+}
+
+/* Wait for so many lookups to be under way. */
+static void
+wait_for_lookups(int wanted)
+{
+	pthread_mutex_lock(&slow_lock);
+	while (slow_lookups != wanted)
+		pthread_cond_wait(&slow_changed, &slow_lock);
+	pthread_mutex_unlock(&slow_lock);
 }
 
 /* ----------
@@ -565,6 +612,8 @@ test_destroy(void)
 	char		servers[64];
 	Seen		seen = {0};
 	KafkaProducer *producer;
+	double		start;
+	double		took;
 
 	destroy_case("127.0.0.1:1", "connection refused");
 
@@ -581,6 +630,20 @@ test_destroy(void)
 	snprintf(servers, sizeof(servers), "127.0.0.1:%d", ntohs(address.sin_port));
 	destroy_case(servers, "broker mute");
 	close(listener);
+
+	/* the thread of the lookup stays behind; it must do no harm */
+	producer = make_producer("slow.invalid:9092", "", "", NULL);
+	wait_for_lookups(1);
+	ok(count_open_to_signals() == 0, "the thread of a lookup takes no signals");
+	start = now_ms();
+	kafka_producer_destroy(producer);
+	took = now_ms() - start;
+	ok(took < 100, "destroyed in less than 100 ms while a name is looked up (%.1f ms)", took);
+	pthread_mutex_lock(&slow_lock);
+	slow_released = true;
+	pthread_cond_broadcast(&slow_changed);
+	pthread_mutex_unlock(&slow_lock);
+	wait_for_lookups(0);
 
 	producer = make_producer("127.0.0.1:1", "", "", NULL);
 	ok(serve_until(producer, &seen, has_errors, 1) && seen.last_error == KAFKA_ERROR_RETRY,
@@ -865,6 +928,44 @@ test_connection(void)
 }
 
 static void
+test_names(void)
+{
+	char		servers[64];
+	Seen		seen = {0};
+	KafkaProducer *producer;
+
+	snprintf(servers, sizeof(servers), "localhost%s", strrchr(mock_servers, ':'));
+	producer = make_producer(servers, "broker.address.family=v4", "", NULL);
+	ok(serve_until(producer, &seen, is_connected, 1), "a broker is found by its name");
+	kafka_producer_destroy(producer);
+}
+
+static void
+test_authentication(void)
+{
+	const char *text = "sasl.username=me\nsasl.password=" SECRET "\n";
+	char		path[] = "/tmp/kafka_test.XXXXXX";
+	int			fd = mkstemp(path);
+	Seen		seen = {0};
+	KafkaError	error = {0};
+	KafkaProducer *producer;
+
+	if (fd < 0 || write(fd, text, strlen(text)) != (ssize_t) strlen(text))
+		exit(1);
+	close(fd);
+	/* the mock cluster knows no SASL at all */
+	producer = make_producer(mock_servers, "security.protocol=sasl_plaintext; sasl.mechanisms=PLAIN",
+							 path, &error);
+	unlink(path);
+	ok(producer != NULL, "a producer with a password%s%s", producer ? "" : ": ", error.message);
+	serve_until(producer, &seen, is_dead, 0);
+	ok(kafka_producer_is_dead(producer, &error) && error.class == KAFKA_ERROR_CLIENT &&
+	   seen.last_error == KAFKA_ERROR_CLIENT, "a failed authentication ends a producer");
+	ok(strstr(error.message, SECRET) == NULL, "without telling the password: %s", error.message);
+	kafka_producer_destroy(producer);
+}
+
+static void
 test_transient_error(rd_kafka_resp_err_t code)
 {
 	KafkaProducer *producer = make_producer(mock_servers, "", "", NULL);
@@ -940,6 +1041,8 @@ main(void)
 	test_delivery();
 	test_topics();
 	test_connection();
+	test_names();
+	test_authentication();
 	test_transient_error(RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION);
 	test_transient_error(RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS);
 	test_transient_error(RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT);

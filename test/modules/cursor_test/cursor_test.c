@@ -1,0 +1,347 @@
+/*
+ * cursor_test.c
+ *	  The cursor in the hands of a session, for tests.
+ *
+ * A session has any number of cursors, each with a name, that live as long as
+ * it does. They read as relay_read.c does: tables opened without waiting, a
+ * bound, chunks that each have a snapshot of their own. Nothing is stored;
+ * what was read counts as delivered. Some variants are wrong on purpose, see
+ * wrong_models.c.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "executor/instrument.h"
+#include "executor/spi.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "nodes/pg_list.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/tuplestore.h"
+#include "utils/xid8.h"
+
+#include "compat.h"
+#include "cursor_test.h"
+#include "progress.h"
+
+PG_MODULE_MAGIC;
+
+PG_FUNCTION_INFO_V1(cursor_test_start);
+PG_FUNCTION_INFO_V1(cursor_test_open);
+PG_FUNCTION_INFO_V1(cursor_test_read);
+PG_FUNCTION_INFO_V1(cursor_test_next);
+PG_FUNCTION_INFO_V1(cursor_test_buffers);
+PG_FUNCTION_INFO_V1(cursor_test_bound);
+PG_FUNCTION_INFO_V1(cursor_test_progress);
+PG_FUNCTION_INFO_V1(cursor_test_rewrite_progress);
+
+static List *cursors = NIL;
+
+static const struct
+{
+	const char *name;
+	CursorVariant variant;
+}			variants[] = {
+	{"right", VARIANT_RIGHT},
+	{"xmax", VARIANT_XMAX},
+	{"stale_tail", VARIANT_STALE_TAIL},
+	{"moving", VARIANT_MOVING},
+	{"expanded", VARIANT_EXPANDED},
+	{"id", VARIANT_ID},
+	{"xmin", VARIANT_XMIN},
+};
+
+static bool
+has_bounds(const TestCursor *cursor)
+{
+	return cursor->variant != VARIANT_ID && cursor->variant != VARIANT_XMIN;
+}
+
+static CursorVariant
+variant_by_name(const char *name)
+{
+	for (int i = 0; i < (int) lengthof(variants); i++)
+	{
+		if (strcmp(variants[i].name, name) == 0)
+			return variants[i].variant;
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("no such variant: %s", name)));
+}
+
+static TestCursor *
+find_cursor(const char *name, bool missing_ok)
+{
+	ListCell   *lc;
+
+	foreach(lc, cursors)
+	{
+		TestCursor *cursor = (TestCursor *) lfirst(lc);
+
+		if (strcmp(cursor->name, name) == 0)
+			return cursor;
+	}
+	if (!missing_ok)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_CURSOR),
+				 errmsg("no such cursor: %s", name)));
+	return NULL;
+}
+
+static CursorBound *
+take_bound(const TestCursor *cursor, const OutboxCatalog *catalog)
+{
+	if (cursor->variant == VARIANT_RIGHT)
+		return cursor_bound_take(catalog, TopMemoryContext);
+	return wrong_bound(cursor->variant, catalog, TopMemoryContext);
+}
+
+Datum
+cursor_test_start(PG_FUNCTION_ARGS)
+{
+	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	CursorVariant variant = variant_by_name(text_to_cstring(PG_GETARG_TEXT_PP(1)));
+	TestCursor *cursor = find_cursor(name, true);
+
+	if (cursor == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+		cursor = palloc0(sizeof(TestCursor));
+		strlcpy(cursor->name, name, sizeof(cursor->name));
+		cursors = lappend(cursors, cursor);
+		MemoryContextSwitchTo(old);
+	}
+	if (cursor->done)
+		cursor_bound_release(cursor->done);
+	if (cursor->batch)
+		cursor_bound_release(cursor->batch);
+	cursor->done = cursor->batch = NULL;
+	cursor->open = false;
+	cursor->variant = variant;
+
+	if (has_bounds(cursor))
+		cursor->done = take_bound(cursor, catalog_get(false));
+	else
+		wrong_start(cursor);
+	PG_RETURN_VOID();
+}
+
+static void
+open_batch(TestCursor *cursor)
+{
+	if (cursor->open)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_CURSOR_STATE),
+				 errmsg("a batch of cursor %s is open", cursor->name)));
+	if (has_bounds(cursor))
+	{
+		cursor->batch = take_bound(cursor, catalog_get(false));
+		cursor->position = 0;
+	}
+	else
+		wrong_open(cursor);
+	cursor->open = true;
+}
+
+static void
+open_tables(CursorTables *tables)
+{
+	if (!cursor_tables_open(tables, catalog_get(false), -1))
+		ereport(ERROR,
+				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+				 errmsg("a table of outbox_kafka is locked")));
+}
+
+static void
+put_id(ReturnSetInfo *result, int64 id)
+{
+	Datum		value = Int64GetDatum(id);
+	bool		isnull = false;
+
+	tuplestore_putvalues(result->setResult, result->setDesc, &value, &isnull);
+}
+
+/* Put up to rows (0: all) ids of the open batch. True at its end. */
+static bool
+read_bounded(TestCursor *cursor, const CursorTables *tables, int rows,
+			 ReturnSetInfo *result)
+{
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	CursorScan *scan;
+	CursorRow	row;
+	bool		end = false;
+
+	scan = cursor_scan_begin(tables, cursor->done, cursor->batch,
+							 cursor->position, snapshot);
+	for (int n = 0; rows == 0 || n < rows; n++)
+	{
+		if (!cursor_scan_next(scan, &row))
+		{
+			end = true;
+			break;
+		}
+		put_id(result, row.id);
+		cursor->position = row.id;
+	}
+	cursor_scan_end(scan);
+	UnregisterSnapshot(snapshot);
+	return end;
+}
+
+/*
+ * The same for any variant. tables: opened by the caller, or NULL. At the end
+ * of the batch it becomes what is delivered.
+ */
+static bool
+read_chunk(TestCursor *cursor, const CursorTables *tables, int rows,
+		   ReturnSetInfo *result)
+{
+	CursorTables own;
+	bool		end;
+
+	if (!has_bounds(cursor))
+	{
+		int			count;
+		int64	   *ids = wrong_read(cursor, rows, &count, &end);
+
+		for (int i = 0; i < count; i++)
+			put_id(result, ids[i]);
+		cursor->open = !end;
+		return end;
+	}
+
+	if (cursor->variant == VARIANT_MOVING)
+	{
+		cursor_bound_release(cursor->batch);
+		cursor->batch = take_bound(cursor, catalog_get(false));
+	}
+	if (tables == NULL)
+		open_tables(&own);
+	end = read_bounded(cursor, tables ? tables : &own, rows, result);
+	if (tables == NULL)
+		cursor_tables_close(&own);
+	if (end)
+	{
+		cursor_bound_release(cursor->done);
+		cursor->done = cursor->batch;
+		cursor->batch = NULL;
+		cursor->open = false;
+	}
+	return end;
+}
+
+Datum
+cursor_test_open(PG_FUNCTION_ARGS)
+{
+	open_batch(find_cursor(text_to_cstring(PG_GETARG_TEXT_PP(0)), false));
+	PG_RETURN_VOID();
+}
+
+Datum
+cursor_test_read(PG_FUNCTION_ARGS)
+{
+	TestCursor *cursor = find_cursor(text_to_cstring(PG_GETARG_TEXT_PP(0)), false);
+
+	if (!cursor->open)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_CURSOR_STATE),
+				 errmsg("no batch of cursor %s is open", cursor->name)));
+	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
+	(void) read_chunk(cursor, NULL, PG_GETARG_INT32(1),
+					  (ReturnSetInfo *) fcinfo->resultinfo);
+	return (Datum) 0;
+}
+
+Datum
+cursor_test_next(PG_FUNCTION_ARGS)
+{
+	TestCursor *cursor = find_cursor(text_to_cstring(PG_GETARG_TEXT_PP(0)), false);
+	int			rows = PG_GETARG_INT32(1);
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+	CursorTables tables;
+
+	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
+
+	/* the order of relay_read(): tables, bound, rows */
+	open_tables(&tables);
+	if (!PG_ARGISNULL(2))
+		DirectFunctionCall1(pg_advisory_xact_lock_int8, PG_GETARG_DATUM(2));
+	open_batch(cursor);
+
+	for (;;)
+	{
+		bool		end = read_chunk(cursor, &tables, rows, result);
+
+		cursor_tables_close(&tables);
+		if (end)
+			break;
+		CHECK_FOR_INTERRUPTS();
+		open_tables(&tables);
+	}
+	return (Datum) 0;
+}
+
+Datum
+cursor_test_buffers(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(pgBufferUsage.shared_blks_hit + pgBufferUsage.shared_blks_read);
+}
+
+Datum
+cursor_test_bound(PG_FUNCTION_ARGS)
+{
+	TestCursor *cursor = find_cursor(text_to_cstring(PG_GETARG_TEXT_PP(0)), false);
+	TupleDesc	desc;
+	Datum		values[4];
+	bool		nulls[4] = {false};
+
+	if (!has_bounds(cursor))
+		elog(ERROR, "cursor %s has no bound", cursor->name);
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	values[0] = Int32GetDatum(cursor->done->snapshot->nxip);
+	values[1] = FullTransactionIdGetDatum(FullTransactionIdFromU64(cursor->done->snapshot->xmax));
+	values[2] = FullTransactionIdGetDatum(FullTransactionIdFromU64(cursor->done->next_xid));
+	values[3] = Int64GetDatum(cursor->done->tail_id);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc),
+													  values, nulls)));
+}
+
+static text *
+progress_result_name(ProgressResult result)
+{
+	static const char *const names[] = {
+		[PROGRESS_OK] = "ok",
+		[PROGRESS_BUSY] = "busy",
+		[PROGRESS_MISSING] = "missing",
+		[PROGRESS_FOREIGN] = "foreign",
+	};
+
+	return cstring_to_text(names[result]);
+}
+
+Datum
+cursor_test_progress(PG_FUNCTION_ARGS)
+{
+	Progress	progress;
+
+	PG_RETURN_TEXT_P(progress_result_name(progress_read(catalog_get(false), 0, &progress,
+														CurrentMemoryContext)));
+}
+
+Datum
+cursor_test_rewrite_progress(PG_FUNCTION_ARGS)
+{
+	const OutboxCatalog *catalog = catalog_get(false);
+	Progress	progress;
+	ProgressResult result = progress_read(catalog, 0, &progress, CurrentMemoryContext);
+
+	if (result == PROGRESS_OK)
+		result = progress_write(catalog, 0, &progress, true);
+	PG_RETURN_TEXT_P(progress_result_name(result));
+}
