@@ -24,9 +24,11 @@ SHLIB_LINK = -lrdkafka
 REGRESS =
 REGRESS_OPTS = --temp-instance=./tmp_check_regress --temp-config=$(srcdir)/test/regress.conf
 
-ISOLATION =
+ISOLATION = cursor_late_commit cursor_lock_order cursor_above_xmax cursor_long_writer \
+	cursor_prepared cursor_subtransaction cursor_fresh_sequence cursor_chunks \
+	cursor_segments cursor_empty_segment cursor_older_than_extension
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation --load-extension=outbox_kafka \
-	--temp-instance=./tmp_check_isolation --temp-config=$(srcdir)/test/regress.conf
+	--load-extension=cursor_test --temp-instance=./tmp_check_isolation --temp-config=$(srcdir)/test/regress.conf
 
 TAP_TESTS = 1
 PROVE_TESTS ?= test/t/*.pl
@@ -53,13 +55,17 @@ $(OBJS) $(OBJS:.o=.bc): $(wildcard src/*.h)
 check-regress:
 	$(if $(REGRESS),$(pg_regress_installcheck) $(REGRESS_OPTS) $(REGRESS))
 
-check-isolation:
+check-isolation: test-modules
 	$(if $(ISOLATION),$(pg_isolation_regress_installcheck) $(ISOLATION_OPTS) $(ISOLATION))
 
-check-tap: test-programs
+check-tap: test-modules test-programs
 	$(prove_installcheck)
 
-installcheck: test-programs
+installcheck: test-modules test-programs
+
+# An extension with the cursor in it that tests can call; installs it, too.
+test-modules:
+	$(MAKE) --no-print-directory -C test/modules/cursor_test PG_CONFIG=$(PG_CONFIG) all install
 
 # The real Kafka, and a stand-in for it that can be told to fail.
 test-programs:
@@ -87,4 +93,4 @@ install-deps:
 indent-check:
 	src/tools/indent.sh check
 
-.PHONY: check-regress check-isolation check-tap test-programs unit $(STANDALONE)
+.PHONY: check-regress check-isolation check-tap test-modules test-programs unit $(STANDALONE)

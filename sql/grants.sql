@@ -2,6 +2,7 @@
 SET client_min_messages = error;
 CREATE EXTENSION outbox_kafka;
 RESET client_min_messages;
+\set SHOW_CONTEXT never
 CREATE ROLE regress_outbox_app;
 CREATE ROLE regress_outbox_member IN ROLE regress_outbox_app;
 CREATE ROLE regress_outbox_noinherit NOINHERIT;
@@ -198,12 +199,15 @@ SELECT outbox.grant_publish('regress_outbox_app', '{orders,NULL}');
 SELECT outbox.grant_publish(0::oid::regrole);
 SELECT outbox.grant_publish(NULL);
 SELECT outbox.revoke_publish(NULL);
+-- nor does it serve who may only publish
+SELECT outbox.grant_publish('regress_outbox_app', '{orders}');
 SET ROLE regress_outbox_app;
 SELECT outbox.grant_publish('regress_outbox_app');
-SELECT outbox.revoke_publish('regress_outbox_app');
-INSERT INTO outbox.publish_grant VALUES ('regress_outbox_app', '{*}');
+SELECT outbox.revoke_publish('regress_outbox_other');
+UPDATE outbox.publish_grant SET topics = '{*}';
 SELECT * FROM outbox.publish_grant;
 RESET ROLE;
+SELECT outbox.revoke_publish('regress_outbox_app');
 -- a name that has to be quoted
 CREATE ROLE "regress outbox ""odd""";
 SELECT outbox.grant_publish('"regress outbox ""odd"""');

@@ -57,6 +57,9 @@
 /* Reports may wait this long while the relay sleeps. */
 #define REPORTS_INTERVAL_MS 20
 
+/* How often the segments are looked at while messages flow. */
+#define RING_INTERVAL_MS 1000
+
 /* Commits a second from which on the relay looks at intervals. */
 #define PACE_FROM 2500
 #define PACE_FAST_FROM 6000
@@ -469,8 +472,11 @@ run(Relay *relay)
 			progress_due = 0;
 			if (!relay_progress_store(relay, now))
 				progress_due = TimestampTzPlusMilliseconds(now, 50);
-			if (relay->ring_due == 0)
-				relay->ring_due = now;
+
+			/* what was published may fill a segment */
+			if (relay->ring_due == 0 ||
+				relay->ring_due > TimestampTzPlusMilliseconds(now, RING_INTERVAL_MS))
+				relay->ring_due = TimestampTzPlusMilliseconds(now, RING_INTERVAL_MS);
 		}
 		if (!relay->foreign && relay->ring_due != 0 && relay->ring_due <= now)
 		{

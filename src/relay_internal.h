@@ -51,6 +51,7 @@ typedef struct Relay
 
 	/* noted by the producer's event handlers, which cannot report */
 	KafkaErrorClass refusal;	/* of the first message refused */
+	RelayTopic *refused_topic;
 	char		refusal_text[SLOT_ERROR_LENGTH];
 	bool		event_pending;
 	char		event_text[KAFKA_ERROR_LENGTH];
@@ -152,10 +153,12 @@ extern void relay_producer_close(Relay *relay);
 extern bool relay_producer_is_outdated(const Relay *relay);
 
 /*
- * Sending cannot go on as it is: record why, and try again later. reset: the
- * producer is to be replaced. text names topic and message, never a payload.
+ * Sending cannot go on as it is: record why, and try again later. topic: whose
+ * fault it is, or NULL. reset: the producer is to be replaced. text names
+ * topic and message, never a payload.
  */
-extern void relay_fail(Relay *relay, const char *text, bool reset);
+extern void relay_fail(Relay *relay, RelayTopic *topic, const char *text,
+					   bool reset);
 
 /* relay_progress.c */
 extern void relay_progress_start(Relay *relay);

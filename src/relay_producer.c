@@ -59,6 +59,7 @@ delivered(void *arg, const KafkaDelivery *delivery)
 	if (relay->refusal == KAFKA_ERROR_NONE || relay->refusal == KAFKA_ERROR_PURGED)
 	{
 		relay->refusal = delivery->class;
+		relay->refused_topic = topic;
 		snprintf(relay->refusal_text, sizeof(relay->refusal_text),
 				 "message " INT64_FORMAT " to topic \"%s\" partition %d: %s",
 				 entry->id, topic->name, entry->partition,
@@ -181,7 +182,7 @@ relay_producer_open(Relay *relay)
 	relay->producer = open_producer = kafka_producer_create(&config, &error);
 	if (relay->producer == NULL)
 	{
-		relay_fail(relay, error.message, false);
+		relay_fail(relay, NULL, error.message, false);
 		return;
 	}
 
@@ -213,11 +214,11 @@ relay_producer_serve(Relay *relay)
 		/* what a refused message says is worth more than the client's view */
 		if (relay->refusal != KAFKA_ERROR_NONE &&
 			relay->refusal != KAFKA_ERROR_PURGED)
-			relay_fail(relay, relay->refusal_text, true);
+			relay_fail(relay, relay->refused_topic, relay->refusal_text, true);
 		else if (kafka_producer_is_dead(relay->producer, &error))
-			relay_fail(relay, error.message, true);
+			relay_fail(relay, NULL, error.message, true);
 		else if (relay->refusal != KAFKA_ERROR_NONE)
-			relay_fail(relay, relay->refusal_text, true);
+			relay_fail(relay, relay->refused_topic, relay->refusal_text, true);
 		else if (window_has_delivered(relay->window, relay->failed_tag))
 			relay->failures = 0;	/* what failed before went through */
 	}
@@ -262,11 +263,12 @@ relay_producer_close(Relay *relay)
 	relay->unresolved = NULL;
 	relay->unresolved_since = 0;
 	window_reset(relay->window);
+	relay->caught_up = false;
 	relay_set_wait_events(relay);
 }
 
 void
-relay_fail(Relay *relay, const char *text, bool reset)
+relay_fail(Relay *relay, RelayTopic *topic, const char *text, bool reset)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	int			wait = RETRY_MIN_MS << Min(relay->failures, 6);
@@ -282,6 +284,8 @@ relay_fail(Relay *relay, const char *text, bool reset)
 		relay->reset_by = TimestampTzPlusMilliseconds(now, RESET_DRAIN_MS);
 	}
 	shmem_set_error(relay->slot, text);
+	if (topic != NULL)
+		relay_topic_failed(topic, text);
 
 	/* the same failure again is not news */
 	if (strcmp(relay->last_failure, text) != 0 || relay->failures == 1)

@@ -85,8 +85,8 @@ resolve(Relay *relay)
 	{
 		relay->unresolved = NULL;
 		relay->unresolved_since = 0;
-		relay_fail(relay, psprintf("topic \"%s\": %s", topic->name, error.message),
-				   false);
+		relay_fail(relay, topic,
+				   psprintf("topic \"%s\": %s", topic->name, error.message), false);
 	}
 	return false;
 }
@@ -119,7 +119,7 @@ send_row_in_context(Relay *relay, const CursorRow *row, TimestampTz now)
 	}
 	if (!record_build(row->slot, topic, now, &record, &entry))
 	{
-		relay_fail(relay,
+		relay_fail(relay, topic,
 				   describe(row, topic,
 							psprintf("partition %d does not exist, the topic has %d",
 									 record.partition, topic->partitions)),
@@ -143,11 +143,11 @@ send_row_in_context(Relay *relay, const CursorRow *row, TimestampTz now)
 			return false;
 		case KAFKA_ERROR_CLIENT:
 			kafka_headers_free(record.headers);
-			relay_fail(relay, error.message, true);
+			relay_fail(relay, topic, error.message, true);
 			return false;
 		default:
 			kafka_headers_free(record.headers);
-			relay_fail(relay, describe(row, topic, error.message), false);
+			relay_fail(relay, topic, describe(row, topic, error.message), false);
 			return false;
 	}
 	window_sent(relay->window, &entry);

@@ -170,6 +170,13 @@ relay_topic_acknowledged(RelayTopic *topic, int partition, uint32 bytes,
 }
 
 void
+relay_topic_failed(RelayTopic *topic, const char *text)
+{
+	strlcpy(topic->error, text, sizeof(topic->error));
+	topic->changed = true;
+}
+
+void
 relay_topics_report(RelayTopics *topics)
 {
 	HASH_SEQ_STATUS status;
@@ -183,7 +190,9 @@ relay_topics_report(RelayTopics *topics)
 		topic_stats_report(topic->name,
 						   topic->partitions > 0 ? topic->partitions : -1,
 						   topic->published, topic->published_bytes,
-						   topic->in_flight, NULL);
+						   topic->in_flight,
+						   topic->error[0] != '\0' ? topic->error : NULL);
+		topic->error[0] = '\0';
 		topic->published = 0;
 		topic->published_bytes = 0;
 		topic->changed = false;

@@ -11,6 +11,8 @@
 #include "kafka.h"
 #include "outbox_kafka.h"
 
+#define TOPIC_ERROR_LENGTH 256
+
 typedef struct RelayLane
 {
 	int			in_flight;
@@ -34,6 +36,7 @@ typedef struct RelayTopic
 	uint64		published_bytes;
 	int			in_flight;
 	bool		changed;
+	char		error[TOPIC_ERROR_LENGTH];	/* since the last report, or "" */
 } RelayTopic;
 
 typedef struct RelayTopics RelayTopics;
@@ -63,6 +66,9 @@ extern int	relay_topic_sticky_partition(RelayTopic *topic);
 extern void relay_topic_sent(RelayTopic *topic, int partition, TimestampTz now);
 extern void relay_topic_acknowledged(RelayTopic *topic, int partition,
 									 uint32 bytes, TimestampTz now);
+
+/* Something could not be sent to it. */
+extern void relay_topic_failed(RelayTopic *topic, const char *text);
 
 /* Hand changed counters to the shared statistics. */
 extern void relay_topics_report(RelayTopics *topics);

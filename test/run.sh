@@ -29,19 +29,25 @@ say()
 	printf '\n=== %s\n' "$*"
 }
 
-# Servers whose test was cut off; they know their own process.
-stop_servers()
+# End what a test that was cut off has left: whatever works in our directory.
+# PostgreSQL's servers first, who end their own processes.
+stop_leftovers()
 {
-	local file
+	local file process
 
 	while read -r file; do
-		as_user kill -QUIT "$(head -n 1 "$file")" 2> /dev/null
+		kill -QUIT "$(head -n 1 "$file")" 2> /dev/null
 	done < <(find "$work/src" -name postmaster.pid 2> /dev/null)
+	for process in /proc/[0-9]*; do
+		case $(readlink "$process/cwd" 2> /dev/null) in
+			"$work"/*) kill -KILL "${process#/proc/}" 2> /dev/null ;;
+		esac
+	done
 }
 
 finish()
 {
-	stop_servers
+	stop_leftovers
 	if [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]; then
 		rm -rf "$work"
 	else

@@ -43,3 +43,37 @@ CREATE FUNCTION cursor_test.rewrite_progress() RETURNS text
 	LANGUAGE c VOLATILE STRICT
 	AS 'MODULE_PATHNAME', 'cursor_test_rewrite_progress';
 COMMENT ON FUNCTION cursor_test.rewrite_progress() IS 'progress_write() of what progress_read() returned';
+
+CREATE FUNCTION cursor_test.payloads(ids bigint[]) RETURNS text
+	LANGUAGE sql VOLATILE
+	AS $$
+		SELECT coalesce(string_agg(convert_from(m.payload, 'UTF8'), ' ' ORDER BY n.place), '(none)')
+		FROM unnest(ids) WITH ORDINALITY AS n (id, place)
+		LEFT JOIN outbox.message AS m USING (id)
+	$$;
+COMMENT ON FUNCTION cursor_test.payloads(bigint[]) IS 'of these messages, in this order';
+
+-- Statement by statement, so that the payloads of what next() found are seen.
+CREATE FUNCTION cursor_test.sent(name text, chunk_rows integer DEFAULT 0, pause bigint DEFAULT NULL) RETURNS text
+	LANGUAGE plpgsql VOLATILE
+	AS $$
+	DECLARE
+		ids bigint[];
+	BEGIN
+		ids := ARRAY(SELECT cursor_test.next(name, chunk_rows, pause));
+		RETURN cursor_test.payloads(ids);
+	END
+	$$;
+COMMENT ON FUNCTION cursor_test.sent(text, integer, bigint) IS 'next(), as payloads';
+
+CREATE FUNCTION cursor_test.sent_chunk(name text, rows integer) RETURNS text
+	LANGUAGE plpgsql VOLATILE
+	AS $$
+	DECLARE
+		ids bigint[];
+	BEGIN
+		ids := ARRAY(SELECT cursor_test.read(name, rows));
+		RETURN cursor_test.payloads(ids);
+	END
+	$$;
+COMMENT ON FUNCTION cursor_test.sent_chunk(text, integer) IS 'read(), as payloads';
