@@ -179,7 +179,8 @@ load(Relay *relay)
 	relay->database = MemoryContextStrdup(relay->context,
 										  get_database_name(MyDatabaseId));
 	relay->ring = segment_ring_load(catalog, relay->context);
-	result = progress_read(catalog, MAIN_CURSOR, &progress, relay->context);
+	result = progress_read(catalog, MAIN_CURSOR, CURSOR_NO_WAIT, &progress,
+						   relay->context);
 	relay_commit(relay);
 
 	switch (result)

@@ -95,7 +95,7 @@ is_delivered(uint64 xid, int64 id, MemoryContext context)
 	Progress	progress = {0};
 	bool		result;
 
-	result = progress_read(catalog_get(false), 0, &progress, context) == PROGRESS_OK &&
+	result = progress_read(catalog_get(false), 0, CURSOR_WAIT, &progress, context) == PROGRESS_OK &&
 		progress_covers(&progress, xid, id);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(context);
