@@ -57,13 +57,18 @@ have_postgresql()
 		[ -f "$("$pg_config" --pgxs)" ]
 }
 
+available()
+{
+	[ -n "$(apt-cache madison "$1" 2> /dev/null)" ]
+}
+
 # The first of the named packages that the distribution has.
 first_available()
 {
 	local package
 
 	for package; do
-		if [ -n "$(apt-cache madison "$package" 2> /dev/null)" ]; then
+		if available "$package"; then
 			echo "$package"
 			return
 		fi
@@ -83,8 +88,7 @@ postgresql_packages()
 		fi
 	done
 	for major in $majors; do
-		if [ "$(first_available "postgresql-server-dev-$major" none)" != none ] &&
-			[ "$(first_available "postgresql-$major" none)" != none ]; then
+		if available "postgresql-server-dev-$major" && available "postgresql-$major"; then
 			echo "postgresql-$major postgresql-server-dev-$major"
 			return
 		fi

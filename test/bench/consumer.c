@@ -107,21 +107,32 @@ hash_record(const rd_kafka_message_t *message, int64_t timestamp)
 	return hash * UINT64_C(0xbf58476d1ce4e5b9);
 }
 
+/* A topic that was just created may have no leader for a moment. */
+static void
+query_watermarks(rd_kafka_t *rk, const char *topic, int partition, int64_t *low, int64_t *high)
+{
+	int64_t		deadline = now_ns() + BROKER_TIMEOUT_MS * INT64_C(1000000);
+	rd_kafka_resp_err_t err;
+
+	while ((err = rd_kafka_query_watermark_offsets(rk, topic, partition, low, high,
+												   BROKER_TIMEOUT_MS)) != RD_KAFKA_RESP_ERR_NO_ERROR)
+	{
+		if (now_ns() > deadline)
+			die("offsets of %s [%d]: %s", topic, partition, rd_kafka_err2str(err));
+		usleep(20000);
+	}
+}
+
 static void
 query_ends(rd_kafka_t *rk, const char *topic, Partition *partitions, int count, bool from_start)
 {
 	for (int i = 0; i < count; i++)
 	{
 		int64_t		low;
-		int64_t		high;
-		rd_kafka_resp_err_t err = rd_kafka_query_watermark_offsets(rk, topic, i, &low, &high,
-																   BROKER_TIMEOUT_MS);
 
-		if (err != RD_KAFKA_RESP_ERR_NO_ERROR)
-			die("offsets of %s [%d]: %s", topic, i, rd_kafka_err2str(err));
+		query_watermarks(rk, topic, i, &low, &partitions[i].end);
 		if (from_start)
 			partitions[i].position = low;
-		partitions[i].end = high;
 	}
 }
 

@@ -6,6 +6,7 @@
 # - 200,000 subtransactions are open while batches are cut: the right result,
 #   at the cost of the rows there are. Writing out the range of xids that may be
 #   running costs an index descent for each of them.
+# - A transaction in another database is open: nobody waits for it.
 # - Writers of all shapes for some seconds, a reader for each variant: the
 #   cursor loses nothing, repeats nothing, sends nothing that was not committed,
 #   and keeps the order of each aggregate. The models' losses are printed.
@@ -150,7 +151,23 @@ $writer->query_safe('COMMIT');
 ($sent, $used{right}) = batch('right', 0);
 is($sent, 'low id high id', 'a low id and a high one of the same xid');
 cmp_ok($used{right}, '<', 1000, 'at the cost of the rows there are');
-$_->quit for $writer, $reader;
+$writer->quit;
+
+# ---------------------------------------------------------------------------
+# A writer in another database
+# ---------------------------------------------------------------------------
+
+my $elsewhere = $node->background_psql('postgres');
+$elsewhere->query_safe('BEGIN');
+$elsewhere->query_safe('SELECT pg_current_xact_id()');
+$reader->query_safe("SELECT cursor_test.start('xmin', 'xmin')");
+$node->safe_psql('a', q{SELECT outbox.publish('t', 'here'::text, 'k')});
+is((batch('right', 0))[0], 'here', 'it delays nobody');
+is((batch('xmin', 0))[0], '(none)', 'while xid < xmin waits for it');
+$elsewhere->query_safe('COMMIT');
+is((batch('xmin', 0))[0], 'here', 'until it ends');
+is((batch('right', 0))[0], '(none)', 'which is no news');
+$_->quit for $elsewhere, $reader;
 
 # ---------------------------------------------------------------------------
 # A load of all shapes, a reader for each variant
@@ -210,7 +227,7 @@ my $result = decode_json($report);
 is_deeply($result->{failures}, [], 'the readers had no error');
 cmp_ok($result->{committed}, '>', 500, "$result->{committed} messages");
 is($result->{rows} - $result->{committed},
-	1000 + 8 + 1, 'every message is in the ledger');
+	1000 + 10, 'every message is in the ledger');
 is($result->{segments}, 8, 'in all segments');
 for my $variant ('right', sort keys %wrong)
 {

@@ -170,7 +170,7 @@ $writer->query_safe("SELECT outbox.publish('bulk', 'open'::text, 'open')");
 
 # Others publish at a steady pace meanwhile.
 my $flag = "$PostgreSQL::Test::Utils::tmp_check/041_end";
-unlink $flag;
+unlink $flag, "$flag.ready";
 my ($output, $error) = ('', '');
 my $pace = IPC::Run::start(
 	[
@@ -215,7 +215,7 @@ my $ok = $pace->finish;
 diag("pace: $output$error");
 my $seen = decode_json($output);
 ok($ok, 'what was published meanwhile arrived');
-cmp_ok($seen->{slowest_publish}, '<', 0.5, 'no publisher had to wait');
+cmp_ok($seen->{slowest_publish}, '<', 1, 'no publisher had to wait');
 cmp_ok($seen->{delay_max}, '<', 2, 'nor any message');
 
 # The reader goes, the segment is given back.
@@ -306,7 +306,7 @@ cmp_ok($took, '<', 5, sprintf 'DROP EXTENSION took %.2f s', $took);
 for my $flow (@flow)
 {
 	$flow->{run}->finish;
-	like($flow->{error}, qr/ERROR:.*does not exist/,
+	like($flow->{error}, qr/ERROR:.*(?:does not exist|was dropped)/,
 		'the publisher got a plain error');
 }
 wait_until('the relay has ended', sub { !kill(0, $relay) }, 10);

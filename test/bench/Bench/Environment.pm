@@ -151,7 +151,8 @@ A fresh database with the extension, its relay up.
 sub new_database
 {
 	my ($self, $name) = @_;
-	$self->sql('postgres', qq{DROP DATABASE IF EXISTS "$name"});
+	$self->sql('postgres', qq{DROP DATABASE "$name"})
+	  if $self->sql('postgres', "SELECT count(*) FROM pg_database WHERE datname = '$name'");
 	$self->sql('postgres', qq{CREATE DATABASE "$name"});
 	$self->sql($name, 'CREATE EXTENSION outbox_kafka');
 	$self->wait_state($name, 'idle');

@@ -88,6 +88,7 @@ sub start
 	{
 		$self->{flag} = "$PostgreSQL::Test::Utils::tmp_check/finish_$number";
 		$options{until} = $self->{flag};
+		unlink $self->{flag};
 	}
 	my @command = (
 		$python, "$home/writers.py",

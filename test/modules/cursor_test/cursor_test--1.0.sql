@@ -44,11 +44,6 @@ CREATE FUNCTION cursor_test.progress() RETURNS text
 	AS 'MODULE_PATHNAME', 'cursor_test_progress';
 COMMENT ON FUNCTION cursor_test.progress() IS 'what progress_read() says of the relay''s own row: ok, busy, missing or foreign';
 
-CREATE FUNCTION cursor_test.rewrite_progress() RETURNS text
-	LANGUAGE c VOLATILE STRICT
-	AS 'MODULE_PATHNAME', 'cursor_test_rewrite_progress';
-COMMENT ON FUNCTION cursor_test.rewrite_progress() IS 'progress_write() of what progress_read() returned';
-
 CREATE FUNCTION cursor_test.payloads(ids bigint[]) RETURNS text
 	LANGUAGE sql VOLATILE
 	AS $$

@@ -40,7 +40,6 @@ PG_FUNCTION_INFO_V1(cursor_test_pause);
 PG_FUNCTION_INFO_V1(cursor_test_buffers);
 PG_FUNCTION_INFO_V1(cursor_test_bound);
 PG_FUNCTION_INFO_V1(cursor_test_progress);
-PG_FUNCTION_INFO_V1(cursor_test_rewrite_progress);
 
 static List *cursors = NIL;
 
@@ -66,8 +65,8 @@ typedef enum PausePlace
 	PAUSE_BEFORE_SNAPSHOT,
 	PAUSE_AFTER_SNAPSHOT,
 	PAUSE_AFTER_NEXT_XID,
-	PAUSE_AFTER_BOUND			/* and before the tables are opened, or between
-								 * these two if they are the wrong way round */
+	PAUSE_AFTER_BOUND			/* and before the tables are opened; between
+								 * the two, whatever their order */
 } PausePlace;
 
 static const char *const pause_names[] = {
@@ -455,16 +454,4 @@ cursor_test_progress(PG_FUNCTION_ARGS)
 
 	PG_RETURN_TEXT_P(progress_result_name(progress_read(catalog_get(false), 0, CURSOR_WAIT, &progress,
 														CurrentMemoryContext)));
-}
-
-Datum
-cursor_test_rewrite_progress(PG_FUNCTION_ARGS)
-{
-	const OutboxCatalog *catalog = catalog_get(false);
-	Progress	progress;
-	ProgressResult result = progress_read(catalog, 0, CURSOR_WAIT, &progress, CurrentMemoryContext);
-
-	if (result == PROGRESS_OK)
-		result = progress_write(catalog, 0, &progress, true);
-	PG_RETURN_TEXT_P(progress_result_name(result));
 }

@@ -128,15 +128,17 @@ wrong_start(TestCursor *cursor)
 void
 wrong_open(TestCursor *cursor)
 {
-	const char *query = (cursor->variant == VARIANT_ID) ?
-		"SELECT id, xid FROM outbox.message WHERE id > $2 ORDER BY id" :
-		"SELECT id, xid FROM outbox.message WHERE (xid, id) > ($1, $2)"
-		" AND xid < pg_snapshot_xmin(pg_current_snapshot()) ORDER BY xid, id";
+	const char *query;
 	Oid			types[] = {XID8OID, INT8OID};
 	Datum		values[] = {
 		FullTransactionIdGetDatum(FullTransactionIdFromU64(cursor->done_xid)),
 		Int64GetDatum(cursor->done_id)
 	};
+
+	query = "SELECT id, xid FROM outbox.message WHERE id > $2 ORDER BY id";
+	if (cursor->variant == VARIANT_XMIN)
+		query = "SELECT id, xid FROM outbox.message WHERE (xid, id) > ($1, $2)"
+			" AND xid < pg_snapshot_xmin(pg_current_snapshot()) ORDER BY xid, id";
 
 	SPI_connect();
 	if (SPI_execute_with_args(query, 2, types, values, NULL, false, 0) != SPI_OK_SELECT)
