@@ -4,11 +4,15 @@ SET client_min_messages = error;
 CREATE EXTENSION outbox_kafka;
 RESET client_min_messages;
 
+-- without the row types of relations and their arrays, members since 17
 CREATE VIEW member AS
 	SELECT classid, objid, pg_describe_object(classid, objid, 0) AS object
 	FROM pg_depend
 	WHERE refclassid = 'pg_extension'::regclass AND deptype = 'e'
-		AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'outbox_kafka');
+		AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'outbox_kafka')
+		AND NOT (classid = 'pg_type'::regclass
+			AND EXISTS (SELECT FROM pg_type AS t LEFT JOIN pg_class AS c ON c.oid = t.typrelid
+				WHERE t.oid = objid AND (c.relkind <> 'c' OR t.typelem <> 0)));
 
 SELECT object FROM member ORDER BY object COLLATE "C";
 

@@ -87,15 +87,14 @@ struct CursorScan
 	Stream	   *last;			/* the stream whose row the caller holds */
 };
 
-/*
- * Waiting for a lock here, with others held, could become half of a deadlock
- * with DROP EXTENSION or REINDEX, and the other half could be its victim.
- */
-static bool
-lock_without_waiting(Oid relation)
+bool
+cursor_lock(Oid relation, LOCKMODE mode, CursorLocking locking)
 {
-	return ConditionalLockRelationOid(relation, AccessShareLock) &&
-		SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relation));
+	if (locking == CURSOR_WAIT)
+		LockRelationOid(relation, mode);
+	else if (!ConditionalLockRelationOid(relation, mode))
+		return false;
+	return SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relation));
 }
 
 /* ---- bounds ---- */
@@ -115,7 +114,8 @@ cursor_bound_make(XidSnapshot *snapshot, uint64 next_xid, int64 tail_id,
 }
 
 CursorBound *
-cursor_bound_take(const OutboxCatalog *catalog, MemoryContext context)
+cursor_bound_take(const OutboxCatalog *catalog, CursorLocking locking,
+				  MemoryContext context)
 {
 	MemoryContext old;
 	XidSnapshot *snapshot;
@@ -123,7 +123,7 @@ cursor_bound_take(const OutboxCatalog *catalog, MemoryContext context)
 	int64		tail_id;
 	int64		max_id;
 
-	if (!lock_without_waiting(catalog->sequence))
+	if (!cursor_lock(catalog->sequence, AccessShareLock, locking))
 		return NULL;
 	old = MemoryContextSwitchTo(context);
 
@@ -188,11 +188,11 @@ cursor_highest_id(const OutboxCatalog *catalog)
  * after we learnt its OID: such a one gets no new entries.
  */
 static Relation
-open_index(Oid relation)
+open_index(Oid relation, CursorLocking locking)
 {
 	Relation	index;
 
-	if (!lock_without_waiting(relation))
+	if (!cursor_lock(relation, AccessShareLock, locking))
 		return NULL;
 	index = index_open(relation, NoLock);
 	if (index->rd_index->indisvalid && index->rd_index->indisready)
@@ -203,7 +203,7 @@ open_index(Oid relation)
 
 bool
 cursor_tables_open(CursorTables *tables, const OutboxCatalog *catalog,
-				   int only_segment)
+				   CursorLocking locking, int only_segment)
 {
 	memset(tables, 0, sizeof(*tables));
 
@@ -214,7 +214,7 @@ cursor_tables_open(CursorTables *tables, const OutboxCatalog *catalog,
 		if (only_segment >= 0 && i != only_segment)
 			continue;
 
-		if (!lock_without_waiting(catalog->leaf[i]))
+		if (!cursor_lock(catalog->leaf[i], AccessShareLock, locking))
 		{
 			cursor_tables_close(tables);
 			return false;
@@ -226,8 +226,8 @@ cursor_tables_open(CursorTables *tables, const OutboxCatalog *catalog,
 			continue;
 		}
 		tables->leaf[i] = leaf;
-		tables->id_index[i] = open_index(catalog->leaf_id_index[i]);
-		tables->xid_index[i] = open_index(catalog->leaf_xid_index[i]);
+		tables->id_index[i] = open_index(catalog->leaf_id_index[i], locking);
+		tables->xid_index[i] = open_index(catalog->leaf_xid_index[i], locking);
 		if (tables->id_index[i] == NULL || tables->xid_index[i] == NULL)
 		{
 			cursor_tables_close(tables);

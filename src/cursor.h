@@ -11,6 +11,7 @@
 #define OUTBOX_CURSOR_H
 
 #include "executor/tuptable.h"
+#include "storage/lockdefs.h"
 #include "utils/relcache.h"
 #include "utils/snapshot.h"
 
@@ -32,11 +33,25 @@ typedef struct CursorBound
 } CursorBound;
 
 /*
+ * A lock that is not to be had at once: the relay gives up and tries again
+ * later, because waiting with other locks held it could become half of a
+ * deadlock; a session that looks waits, like any query.
+ */
+typedef enum CursorLocking
+{
+	CURSOR_NO_WAIT,
+	CURSOR_WAIT
+} CursorLocking;
+
+extern bool cursor_lock(Oid relation, LOCKMODE mode, CursorLocking locking);
+
+/*
  * Take the bound of now. Inside a transaction. The result lives in context;
  * one reference is the caller's. NULL: the sequence is locked or gone. Before
  * cursor_tables_open(), which leaves out what is empty by then.
  */
 extern CursorBound *cursor_bound_take(const OutboxCatalog *catalog,
+									  CursorLocking locking,
 									  MemoryContext context);
 
 /* A bound from its stored parts; takes over snapshot, same context rules. */
@@ -46,7 +61,7 @@ extern CursorBound *cursor_bound_make(XidSnapshot *snapshot, uint64 next_xid,
 extern CursorBound *cursor_bound_share(CursorBound *bound);
 extern void cursor_bound_release(CursorBound *bound);
 
-/* Highest id drawn from the sequence so far; 0 for a fresh one. May wait. */
+/* Highest id drawn from the sequence so far; 0 for a fresh one. */
 extern int64 cursor_highest_id(const OutboxCatalog *catalog);
 
 /* The leaves of outbox.message, open and locked in ACCESS SHARE mode. */
@@ -58,13 +73,14 @@ typedef struct CursorTables
 } CursorTables;
 
 /*
- * Open them without ever waiting for a lock. What is empty is left out, so the
- * bounds to read up to must have been taken before. False: one was not to be had, or
+ * Open them. What is empty is left out, so the bounds to read up to must have
+ * been taken before. False: one was not to be had, or
  * is gone; nothing is left open. Locks are kept to the transaction's end.
  * only_segment < 0: all.
  */
 extern bool cursor_tables_open(CursorTables *tables,
-							   const OutboxCatalog *catalog, int only_segment);
+							   const OutboxCatalog *catalog,
+							   CursorLocking locking, int only_segment);
 extern void cursor_tables_close(CursorTables *tables);
 
 typedef struct CursorRow

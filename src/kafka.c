@@ -42,6 +42,7 @@
 
 #include "kafka.h"
 #include "kafka_conf.h"
+#include "kafka_error.h"
 #include "kafka_resolve.h"
 
 #define TOPIC_BUCKETS 256
@@ -86,140 +87,6 @@ struct KafkaProducer
 	atomic_int	links_up;
 	bool		ending;			/* see kafka_resolve_leave() */
 };
-
-/* Where an error code comes from: it means different things there. */
-typedef enum ErrorSource
-{
-	FROM_PRODUCE,				/* refused before it was queued */
-	FROM_REPORT,				/* delivery report: this record has failed */
-	FROM_EVENT,					/* nobody's error in particular */
-	FROM_METADATA				/* an answer about a topic */
-} ErrorSource;
-
-static KafkaErrorClass
-classify_code(rd_kafka_resp_err_t code)
-{
-	switch (code)
-	{
-		case RD_KAFKA_RESP_ERR_NO_ERROR:
-			return KAFKA_ERROR_NONE;
-
-		case RD_KAFKA_RESP_ERR__QUEUE_FULL:
-			return KAFKA_ERROR_QUEUE_FULL;
-
-		case RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC:
-		case RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION:
-		case RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART:
-		case RD_KAFKA_RESP_ERR_TOPIC_EXCEPTION:
-		case RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED:
-			return KAFKA_ERROR_TOPIC;
-
-		case RD_KAFKA_RESP_ERR__PURGE_QUEUE:
-		case RD_KAFKA_RESP_ERR__PURGE_INFLIGHT:
-		case RD_KAFKA_RESP_ERR__DESTROY:
-		case RD_KAFKA_RESP_ERR__MSG_TIMED_OUT:
-			return KAFKA_ERROR_PURGED;
-
-		case RD_KAFKA_RESP_ERR__FATAL:
-		case RD_KAFKA_RESP_ERR__GAPLESS_GUARANTEE:
-		case RD_KAFKA_RESP_ERR__FENCED:
-		case RD_KAFKA_RESP_ERR__AUTHENTICATION:
-		case RD_KAFKA_RESP_ERR__CRIT_SYS_RESOURCE:
-		case RD_KAFKA_RESP_ERR__UNSUPPORTED_FEATURE:
-		case RD_KAFKA_RESP_ERR_SASL_AUTHENTICATION_FAILED:
-		case RD_KAFKA_RESP_ERR_UNSUPPORTED_SASL_MECHANISM:
-		case RD_KAFKA_RESP_ERR_ILLEGAL_SASL_STATE:
-		case RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED:
-		case RD_KAFKA_RESP_ERR_TRANSACTIONAL_ID_AUTHORIZATION_FAILED:
-		case RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER:
-		case RD_KAFKA_RESP_ERR_UNKNOWN_PRODUCER_ID:
-		case RD_KAFKA_RESP_ERR_INVALID_PRODUCER_EPOCH:
-		case RD_KAFKA_RESP_ERR_INVALID_PRODUCER_ID_MAPPING:
-		case RD_KAFKA_RESP_ERR_PRODUCER_FENCED:
-		case RD_KAFKA_RESP_ERR_TRANSACTION_COORDINATOR_FENCED:
-		case RD_KAFKA_RESP_ERR_INVALID_TXN_STATE:
-		case RD_KAFKA_RESP_ERR_UNSUPPORTED_VERSION:
-			return KAFKA_ERROR_CLIENT;
-
-		case RD_KAFKA_RESP_ERR__TRANSPORT:
-		case RD_KAFKA_RESP_ERR__RESOLVE:
-		case RD_KAFKA_RESP_ERR__SSL:
-		case RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN:
-		case RD_KAFKA_RESP_ERR__TIMED_OUT:
-		case RD_KAFKA_RESP_ERR__TIMED_OUT_QUEUE:
-		case RD_KAFKA_RESP_ERR__WAIT_CACHE:
-		case RD_KAFKA_RESP_ERR__WAIT_COORD:
-		case RD_KAFKA_RESP_ERR__ISR_INSUFF:
-		case RD_KAFKA_RESP_ERR__RETRY:
-		case RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE:
-		case RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION:
-		case RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT:
-		case RD_KAFKA_RESP_ERR_BROKER_NOT_AVAILABLE:
-		case RD_KAFKA_RESP_ERR_REPLICA_NOT_AVAILABLE:
-		case RD_KAFKA_RESP_ERR_STALE_CTRL_EPOCH:
-		case RD_KAFKA_RESP_ERR_NETWORK_EXCEPTION:
-		case RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS:
-		case RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE:
-		case RD_KAFKA_RESP_ERR_NOT_COORDINATOR:
-		case RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS:
-		case RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS_AFTER_APPEND:
-		case RD_KAFKA_RESP_ERR_NOT_CONTROLLER:
-		case RD_KAFKA_RESP_ERR_KAFKA_STORAGE_ERROR:
-		case RD_KAFKA_RESP_ERR_LOG_DIR_NOT_FOUND:
-		case RD_KAFKA_RESP_ERR_CONCURRENT_TRANSACTIONS:
-		case RD_KAFKA_RESP_ERR_LISTENER_NOT_FOUND:
-		case RD_KAFKA_RESP_ERR_FENCED_LEADER_EPOCH:
-		case RD_KAFKA_RESP_ERR_UNKNOWN_LEADER_EPOCH:
-		case RD_KAFKA_RESP_ERR_STALE_BROKER_EPOCH:
-		case RD_KAFKA_RESP_ERR_PREFERRED_LEADER_NOT_AVAILABLE:
-		case RD_KAFKA_RESP_ERR_ELIGIBLE_LEADERS_NOT_AVAILABLE:
-		case RD_KAFKA_RESP_ERR_THROTTLING_QUOTA_EXCEEDED:
-			return KAFKA_ERROR_RETRY;
-
-		default:
-			/* a broker's code that we do not know, or one of librdkafka's */
-			return (code >= RD_KAFKA_RESP_ERR_UNKNOWN) ?
-				KAFKA_ERROR_RECORD : KAFKA_ERROR_CLIENT;
-	}
-}
-
-static KafkaErrorClass
-classify(rd_kafka_resp_err_t code, ErrorSource source)
-{
-	KafkaErrorClass class = classify_code(code);
-
-	switch (source)
-	{
-		case FROM_PRODUCE:
-			break;
-		case FROM_REPORT:
-			/* librdkafka has given it up: whatever passes is to be sent again */
-			if (class == KAFKA_ERROR_RETRY || class == KAFKA_ERROR_QUEUE_FULL)
-				return KAFKA_ERROR_PURGED;
-			break;
-		case FROM_EVENT:
-			/* no record is meant, and librdkafka goes on if it is not fatal */
-			if (class == KAFKA_ERROR_RECORD)
-				return KAFKA_ERROR_RETRY;
-			break;
-		case FROM_METADATA:
-			if (class != KAFKA_ERROR_NONE && class != KAFKA_ERROR_TOPIC)
-				return KAFKA_ERROR_RETRY;
-			break;
-	}
-	return class;
-}
-
-static KafkaErrorClass
-fill_error(KafkaError *error, KafkaErrorClass class, rd_kafka_resp_err_t code,
-		   const char *message)
-{
-	error->class = class;
-	error->code = code;
-	snprintf(error->message, sizeof(error->message), "%s",
-			 message != NULL ? message : rd_kafka_err2str(code));
-	return class;
-}
 
 /* ----------
  * The descriptor
@@ -406,7 +273,7 @@ kafka_producer_create(const KafkaProducerConfig *config, KafkaError *error)
 
 	if (config->bootstrap_servers[0] == '\0')
 	{
-		fill_error(error, KAFKA_ERROR_CLIENT, RD_KAFKA_RESP_ERR__INVALID_ARG,
+		kafka_fill_error(error, KAFKA_ERROR_CLIENT, RD_KAFKA_RESP_ERR__INVALID_ARG,
 				   "no bootstrap servers are set");
 		return NULL;
 	}
@@ -414,7 +281,7 @@ kafka_producer_create(const KafkaProducerConfig *config, KafkaError *error)
 	producer = calloc(1, sizeof(KafkaProducer));
 	if (producer == NULL)
 	{
-		fill_error(error, KAFKA_ERROR_CLIENT,
+		kafka_fill_error(error, KAFKA_ERROR_CLIENT,
 				   RD_KAFKA_RESP_ERR__CRIT_SYS_RESOURCE, "out of memory");
 		return NULL;
 	}
@@ -427,7 +294,7 @@ kafka_producer_create(const KafkaProducerConfig *config, KafkaError *error)
 	{
 		snprintf(reason, sizeof(reason), "could not make a descriptor to wait on: %s",
 				 strerror(errno));
-		fill_error(error, KAFKA_ERROR_CLIENT,
+		kafka_fill_error(error, KAFKA_ERROR_CLIENT,
 				   RD_KAFKA_RESP_ERR__CRIT_SYS_RESOURCE, reason);
 		free_producer(producer);
 		return NULL;
@@ -436,7 +303,7 @@ kafka_producer_create(const KafkaProducerConfig *config, KafkaError *error)
 	conf = kafka_conf_build(config, reason, sizeof(reason));
 	if (conf == NULL)
 	{
-		fill_error(error, KAFKA_ERROR_CLIENT, RD_KAFKA_RESP_ERR__INVALID_ARG, reason);
+		kafka_fill_error(error, KAFKA_ERROR_CLIENT, RD_KAFKA_RESP_ERR__INVALID_ARG, reason);
 		free_producer(producer);
 		return NULL;
 	}
@@ -454,7 +321,7 @@ kafka_producer_create(const KafkaProducerConfig *config, KafkaError *error)
 	pthread_sigmask(SIG_SETMASK, &old_signals, NULL);
 	if (producer->rk == NULL)
 	{
-		fill_error(error, KAFKA_ERROR_CLIENT, rd_kafka_last_error(), reason);
+		kafka_fill_error(error, KAFKA_ERROR_CLIENT, rd_kafka_last_error(), reason);
 		rd_kafka_conf_destroy(conf);
 		free_producer(producer);
 		return NULL;
@@ -507,7 +374,7 @@ mark_dead(KafkaProducer *producer, rd_kafka_resp_err_t code, const char *message
 	if (producer->dead)
 		return;
 	producer->dead = true;
-	fill_error(&producer->death, KAFKA_ERROR_CLIENT, code, message);
+	kafka_fill_error(&producer->death, KAFKA_ERROR_CLIENT, code, message);
 }
 
 static void
@@ -567,7 +434,7 @@ serve_reports(KafkaProducer *producer, rd_kafka_event_t *event,
 			delivery.offset = messages[i]->offset;
 			delivery.code = messages[i]->err;
 			delivery.class = (messages[i]->err == RD_KAFKA_RESP_ERR_NO_ERROR) ?
-				KAFKA_ERROR_NONE : classify(messages[i]->err, FROM_REPORT);
+				KAFKA_ERROR_NONE : kafka_classify(messages[i]->err, FROM_REPORT);
 			handlers->delivered(arg, &delivery);
 		}
 	}
@@ -584,7 +451,7 @@ serve_error(KafkaProducer *producer, rd_kafka_event_t *event,
 	if (code == RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN)
 		return;
 
-	fill_error(&error, classify(code, FROM_EVENT), code,
+	kafka_fill_error(&error, kafka_classify(code, FROM_EVENT), code,
 			   rd_kafka_event_error_string(event));
 	if (code == RD_KAFKA_RESP_ERR__FATAL || rd_kafka_event_error_is_fatal(event))
 	{
@@ -706,7 +573,7 @@ kafka_topic_partitions(KafkaTopic *topic, int timeout_ms, KafkaError *error)
 
 	if (topic == NULL)
 	{
-		fill_error(error, KAFKA_ERROR_TOPIC, RD_KAFKA_RESP_ERR__INVALID_ARG,
+		kafka_fill_error(error, KAFKA_ERROR_TOPIC, RD_KAFKA_RESP_ERR__INVALID_ARG,
 				   "librdkafka has no handle for this topic");
 		return 0;
 	}
@@ -715,7 +582,7 @@ kafka_topic_partitions(KafkaTopic *topic, int timeout_ms, KafkaError *error)
 	if (code != RD_KAFKA_RESP_ERR_NO_ERROR)
 	{
 		/* nobody answered: whatever the code, it says nothing of the topic */
-		fill_error(error, KAFKA_ERROR_RETRY, code, NULL);
+		kafka_fill_error(error, KAFKA_ERROR_RETRY, code, NULL);
 		return 0;
 	}
 
@@ -726,16 +593,16 @@ kafka_topic_partitions(KafkaTopic *topic, int timeout_ms, KafkaError *error)
 	}
 	if (code != RD_KAFKA_RESP_ERR_NO_ERROR)
 	{
-		fill_error(error, classify(code, FROM_METADATA), code, NULL);
+		kafka_fill_error(error, kafka_classify(code, FROM_METADATA), code, NULL);
 		partitions = 0;
 	}
 	else if (partitions <= 0)
 	{
-		fill_error(error, KAFKA_ERROR_RETRY, RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE, NULL);
+		kafka_fill_error(error, KAFKA_ERROR_RETRY, RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE, NULL);
 		partitions = 0;
 	}
 	else
-		fill_error(error, KAFKA_ERROR_NONE, RD_KAFKA_RESP_ERR_NO_ERROR, "");
+		kafka_fill_error(error, KAFKA_ERROR_NONE, RD_KAFKA_RESP_ERR_NO_ERROR, "");
 	rd_kafka_metadata_destroy(metadata);
 	return partitions;
 }
@@ -790,7 +657,7 @@ kafka_produce(KafkaProducer *producer, const KafkaRecord *record, KafkaError *er
 	}
 
 	code = rd_kafka_error_code(failure);
-	fill_error(error, classify(code, FROM_PRODUCE), code,
+	kafka_fill_error(error, kafka_classify(code, FROM_PRODUCE), code,
 			   rd_kafka_error_string(failure));
 	rd_kafka_error_destroy(failure);
 	if (code == RD_KAFKA_RESP_ERR__FATAL)
@@ -829,12 +696,6 @@ bool
 kafka_error_is_timestamp(int code)
 {
 	return code == RD_KAFKA_RESP_ERR_INVALID_TIMESTAMP;
-}
-
-const char *
-kafka_error_text(int code)
-{
-	return rd_kafka_err2str((rd_kafka_resp_err_t) code);
 }
 
 const char *

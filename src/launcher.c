@@ -34,12 +34,6 @@
  */
 #include "postgres.h"
 
-#include "access/heapam.h"
-#include "access/htup_details.h"
-#include "access/table.h"
-#include "access/tableam.h"
-#include "access/xact.h"
-#include "catalog/pg_database.h"
 #include "libpq/pqsignal.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -47,16 +41,15 @@
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
-#include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
-#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
 #include "guc.h"
 #include "launcher.h"
+#include "launcher_databases.h"
 #include "outbox_kafka.h"
 #include "shmem.h"
 #include "topic_stats.h"
@@ -81,25 +74,6 @@ PGDLLEXPORT void outbox_kafka_launcher_main(Datum main_arg);
 #define NO_WORKER_MIN_MS 1000
 #define NO_WORKER_MAX_MS 5000
 
-/* What is known of a database. */
-typedef enum DatabaseKnowledge
-{
-	DB_UNKNOWN,					/* to be looked at */
-	DB_HAS_SLOT,				/* a slot stands for it */
-	DB_ABSENT,					/* has no extension */
-	DB_REFUSED					/* has it, but there is no slot left */
-} DatabaseKnowledge;
-
-typedef struct Database
-{
-	Oid			dboid;			/* hash key */
-	DatabaseKnowledge knowledge;
-	bool		listed;			/* may have a relay, says pg_database */
-	bool		look_again;		/* told to, while a relay was looking */
-	bool		refusal_logged;
-	NameData	name;
-} Database;
-
 /* One per slot, same index. */
 typedef struct SlotHandle
 {
@@ -108,7 +82,6 @@ typedef struct SlotHandle
 	TimestampTz patience_until; /* the next start waits for it until then */
 } SlotHandle;
 
-static HTAB *databases = NULL;
 static SlotHandle *handles = NULL;
 static int	unreaped = 0;		/* workers that have left their slots */
 static bool scanned = false;	/* Database.listed means something */
@@ -135,74 +108,6 @@ earlier(TimestampTz a, TimestampTz b)
 	return b == 0 || a < b ? a : b;
 }
 
-static Database *
-database_entry(Oid dboid)
-{
-	bool		found;
-	Database   *db = hash_search(databases, &dboid, HASH_ENTER, &found);
-
-	if (!found)
-	{
-		db->knowledge = shmem_find_slot(dboid) != NULL ? DB_HAS_SLOT : DB_UNKNOWN;
-		db->listed = false;
-		db->look_again = false;
-		db->refusal_logged = false;
-		memset(&db->name, 0, sizeof(db->name));
-	}
-	return db;
-}
-
-/*
- * Read pg_database into the hash table. False if somebody holds a lock on it:
- * a launcher that waits answers nobody.
- */
-static bool
-scan_databases(void)
-{
-	Relation	rel;
-	TableScanDesc scan;
-	HeapTuple	tuple;
-	HASH_SEQ_STATUS seq;
-	Database   *db;
-	MemoryContext oldcontext = CurrentMemoryContext;
-
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-	if (!ConditionalLockRelationOid(DatabaseRelationId, AccessShareLock))
-	{
-		CommitTransactionCommand();
-		MemoryContextSwitchTo(oldcontext);
-		return false;
-	}
-	PushActiveSnapshot(GetTransactionSnapshot());
-
-	hash_seq_init(&seq, databases);
-	while ((db = hash_seq_search(&seq)) != NULL)
-		db->listed = false;
-
-	rel = table_open(DatabaseRelationId, NoLock);
-	scan = table_beginscan_catalog(rel, 0, NULL);
-	while ((tuple = heap_getnext(scan, ForwardScanDirection)) != NULL)
-	{
-		Form_pg_database form = (Form_pg_database) GETSTRUCT(tuple);
-
-		if (!form->datallowconn || form->datistemplate ||
-			form->datconnlimit == DATCONNLIMIT_INVALID_DB)
-			continue;
-		db = database_entry(form->oid);
-		db->listed = true;
-		namestrcpy(&db->name, NameStr(form->datname));
-	}
-	table_endscan(scan);
-	table_close(rel, AccessShareLock);
-
-	PopActiveSnapshot();
-	CommitTransactionCommand();
-	MemoryContextSwitchTo(oldcontext);
-	pgstat_report_stat(false);
-	return true;
-}
-
 /* Notices come before the scan, which then sees what they are about. */
 static void
 take_notices(void)
@@ -216,7 +121,7 @@ take_notices(void)
 	if (count == 0 && !all)
 		return;
 
-	hash_seq_init(&seq, databases);
+	hash_seq_init(&seq, launcher_databases);
 	while ((db = hash_seq_search(&seq)) != NULL)
 	{
 		bool		named = all;
@@ -253,7 +158,7 @@ drop_unlisted_databases(void)
 	HASH_SEQ_STATUS seq;
 	Database   *db;
 
-	hash_seq_init(&seq, databases);
+	hash_seq_init(&seq, launcher_databases);
 	while ((db = hash_seq_search(&seq)) != NULL)
 	{
 		RelaySlot  *slot;
@@ -269,7 +174,7 @@ drop_unlisted_databases(void)
 			free_slot(slot, db, DB_UNKNOWN);
 		}
 		if (shmem_find_slot(db->dboid) == NULL)
-			(void) hash_search(databases, &db->dboid, HASH_REMOVE, NULL);
+			(void) hash_search(launcher_databases, &db->dboid, HASH_REMOVE, NULL);
 	}
 }
 
@@ -464,7 +369,7 @@ advance_slots(TimestampTz now, bool *start_under_way)
 			check_reaped(handle);
 		if (phase == SLOT_FREE)
 			continue;
-		db = database_entry(dboid);
+		db = launcher_database(dboid);
 
 		switch (phase)
 		{
@@ -512,7 +417,7 @@ claim_for_unknown(Database **result)
 	Database   *db;
 	RelaySlot  *slot;
 
-	hash_seq_init(&seq, databases);
+	hash_seq_init(&seq, launcher_databases);
 	while ((db = hash_seq_search(&seq)) != NULL)
 	{
 		if (db->listed &&
@@ -563,7 +468,7 @@ start_one(TimestampTz now)
 
 		if (!OidIsValid(dboid))
 			continue;
-		db = database_entry(dboid);
+		db = launcher_database(dboid);
 		LWLockAcquire(shared_state->lock, LW_SHARED);
 		startable = candidate->phase == SLOT_WANTED && candidate->suspensions == 0;
 		start_after = candidate->start_after;
@@ -613,7 +518,7 @@ look_around(void)
 	take_notices();
 	if (scan_wanted || now >= next_scan)
 	{
-		bool		complete = scan_databases();
+		bool		complete = launcher_scan_databases();
 
 		scanned |= complete;
 		scan_wanted = false;
@@ -631,7 +536,6 @@ look_around(void)
 void
 outbox_kafka_launcher_main(Datum main_arg)
 {
-	HASHCTL		ctl;
 	MemoryContext cycle_context;
 	uint32		wait_event;
 
@@ -643,10 +547,7 @@ outbox_kafka_launcher_main(Datum main_arg)
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 	pgstat_report_appname("outbox_kafka launcher");
 
-	memset(&ctl, 0, sizeof(ctl));
-	ctl.keysize = sizeof(Oid);
-	ctl.entrysize = sizeof(Database);
-	databases = hash_create("outbox_kafka databases", 64, &ctl, HASH_ELEM | HASH_BLOBS);
+	launcher_databases_init();
 	handles = MemoryContextAllocZero(TopMemoryContext,
 									 shared_state->nslots * sizeof(SlotHandle));
 	topic_stats_create();

@@ -79,23 +79,24 @@ fill(PendingMessage *message, const CursorRow *row)
 														   &isnull));
 }
 
+/* After waiting for a lock on it the extension may be gone. */
 static void
-lock_error(void)
+gone_error(void)
 {
 	ereport(ERROR,
-			(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
-			 errmsg("a table of outbox_kafka is locked by another session"),
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("a table of outbox_kafka was dropped or replaced just now"),
 			 errhint("Try again.")));
 }
 
-/* False: a table is locked. */
-static bool
+static void
 start(PendingScan *scan, const OutboxCatalog *catalog)
 {
-	switch (progress_read(catalog, 0, &scan->progress, scan->context))
+	switch (progress_read(catalog, 0, CURSOR_WAIT, &scan->progress, scan->context))
 	{
 		case PROGRESS_BUSY:
-			return false;
+			gone_error();
+			break;
 		case PROGRESS_MISSING:
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -108,11 +109,10 @@ start(PendingScan *scan, const OutboxCatalog *catalog)
 	scan->stage = scan->progress.batch ? 0 : 1;
 	scan->position = scan->progress.position;
 	scan->chunk_rows = FIRST_CHUNK_ROWS;
-	return true;
 }
 
-/* Read the next rows into scan->rows. False: a table is locked. */
-static bool
+/* Read the next rows into scan->rows. */
+static void
 read_chunk(PendingScan *scan, const OutboxCatalog *catalog)
 {
 	MemoryContext old;
@@ -126,9 +126,9 @@ read_chunk(PendingScan *scan, const OutboxCatalog *catalog)
 
 	/* the bound first: tables that are empty then are left out */
 	if (scan->now == NULL)
-		scan->now = cursor_bound_take(catalog, scan->context);
-	if (scan->now == NULL || !cursor_tables_open(&tables, catalog, -1))
-		return false;
+		scan->now = cursor_bound_take(catalog, CURSOR_WAIT, scan->context);
+	if (scan->now == NULL || !cursor_tables_open(&tables, catalog, CURSOR_WAIT, -1))
+		gone_error();
 
 	if (scan->stage == 0)
 	{
@@ -172,7 +172,6 @@ read_chunk(PendingScan *scan, const OutboxCatalog *catalog)
 			scan->finished = true;
 	}
 	scan->chunk_rows = CHUNK_ROWS;
-	return true;
 }
 
 static PendingScan *
@@ -192,13 +191,11 @@ pending_first(const OutboxCatalog *catalog, PendingMessage *message)
 	OutboxCatalog copy = *catalog;
 	PendingScan *scan = create_scan(CurrentMemoryContext);
 
-	if (!start(scan, &copy))
-		return false;
+	start(scan, &copy);
 	while (!scan->finished)
 	{
 		scan->chunk_rows = 1;
-		if (!read_chunk(scan, &copy))
-			return false;
+		read_chunk(scan, &copy);
 		if (scan->nrows > 0)
 		{
 			*message = scan->rows[0];
@@ -230,8 +227,7 @@ outbox_kafka_pending(PG_FUNCTION_ARGS)
 		funcctx->tuple_desc = BlessTupleDesc(desc);
 		scan = create_scan(funcctx->multi_call_memory_ctx);
 		funcctx->user_fctx = scan;
-		if (!start(scan, &catalog))
-			lock_error();
+		start(scan, &catalog);
 		MemoryContextSwitchTo(old);
 	}
 
@@ -240,8 +236,7 @@ outbox_kafka_pending(PG_FUNCTION_ARGS)
 	while (scan->next >= scan->nrows && !scan->finished)
 	{
 		CHECK_FOR_INTERRUPTS();
-		if (!read_chunk(scan, &catalog))
-			lock_error();
+		read_chunk(scan, &catalog);
 	}
 	if (scan->next >= scan->nrows)
 		SRF_RETURN_DONE(funcctx);

@@ -23,7 +23,7 @@ typedef struct PendingMessage
 
 /*
  * The one that goes out first, by the progress on disk; false if there is
- * none, or a table is locked. Needs a transaction.
+ * none. Needs a transaction.
  */
 extern bool pending_first(const OutboxCatalog *catalog, PendingMessage *message);
 

@@ -29,11 +29,9 @@
 #include "catalog/indexing.h"
 #include "miscadmin.h"
 #include "storage/bufmgr.h"
-#include "storage/lmgr.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
-#include "utils/syscache.h"
 #include "utils/xid8.h"
 
 #include "progress.h"
@@ -90,12 +88,9 @@ find_row(Relation rel, int cursor_id, Snapshot snapshot)
 }
 
 static Relation
-open_without_waiting(Oid relation, LOCKMODE mode)
+open_table(Oid relation, LOCKMODE mode, CursorLocking locking)
 {
-	if (!ConditionalLockRelationOid(relation, mode) ||
-		!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relation)))
-		return NULL;
-	return table_open(relation, NoLock);
+	return cursor_lock(relation, mode, locking) ? table_open(relation, NoLock) : NULL;
 }
 
 static uint64
@@ -137,10 +132,10 @@ read_bound(HeapTuple tuple, TupleDesc desc, int first, int64 max_id,
 }
 
 ProgressResult
-progress_read(const OutboxCatalog *catalog, int cursor_id, Progress *progress,
-			  MemoryContext context)
+progress_read(const OutboxCatalog *catalog, int cursor_id,
+			  CursorLocking locking, Progress *progress, MemoryContext context)
 {
-	Relation	states = open_without_waiting(catalog->relay_state, AccessShareLock);
+	Relation	states = open_table(catalog->relay_state, AccessShareLock, locking);
 	Relation	positions;
 	Snapshot	snapshot;
 	HeapTuple	state;
@@ -150,7 +145,7 @@ progress_read(const OutboxCatalog *catalog, int cursor_id, Progress *progress,
 
 	if (states == NULL)
 		return PROGRESS_BUSY;
-	positions = open_without_waiting(catalog->relay_position, AccessShareLock);
+	positions = open_table(catalog->relay_position, AccessShareLock, locking);
 	if (positions == NULL)
 	{
 		table_close(states, NoLock);
@@ -267,12 +262,12 @@ progress_write(const OutboxCatalog *catalog, int cursor_id,
 	Relation	states = NULL;
 	ProgressResult result = PROGRESS_OK;
 
-	positions = open_without_waiting(catalog->relay_position, RowExclusiveLock);
+	positions = open_table(catalog->relay_position, RowExclusiveLock, CURSOR_NO_WAIT);
 	if (positions == NULL)
 		return PROGRESS_BUSY;
 	if (state)
 	{
-		states = open_without_waiting(catalog->relay_state, RowExclusiveLock);
+		states = open_table(catalog->relay_state, RowExclusiveLock, CURSOR_NO_WAIT);
 		if (states == NULL)
 		{
 			table_close(positions, NoLock);

@@ -30,7 +30,8 @@ typedef struct Progress
  * references the caller's. Inside a transaction. Anybody may.
  */
 extern ProgressResult progress_read(const OutboxCatalog *catalog, int cursor_id,
-									Progress *progress, MemoryContext context);
+									CursorLocking locking, Progress *progress,
+									MemoryContext context);
 
 /* Does it cover this message? */
 extern bool progress_covers(const Progress *progress, uint64 xid, int64 id);

@@ -276,7 +276,7 @@ publish(FunctionCallInfo fcinfo, Datum key, Datum payload)
 	else
 		event_id = PG_GETARG_UUID_P(ARG_EVENT_ID);
 
-	/* the id is drawn last, so that it is unaccounted for as briefly as can be */
+	/* drawn last: an id without a row is an open question to the cursor */
 	values[Anum_outbox_message_id - 1] =
 		Int64GetDatum(message_next_id(catalog_get(false)->sequence, &xid));
 	values[Anum_outbox_message_xid - 1] = FullTransactionIdGetDatum(xid);

@@ -236,7 +236,7 @@ open_batch(Relay *relay, const OutboxCatalog *catalog)
 	uint64		commits = pg_atomic_read_u64(&relay->slot->commits);
 
 	pg_memory_barrier();
-	bound = cursor_bound_take(catalog, relay->context);
+	bound = cursor_bound_take(catalog, CURSOR_NO_WAIT, relay->context);
 	if (bound == NULL)
 		return NULL;
 	relay->seen_commits = commits;
@@ -279,7 +279,7 @@ relay_read(Relay *relay)
 		newest = true;
 	}
 	if (catalog == NULL || batch == NULL ||
-		!cursor_tables_open(&tables, catalog, -1))
+		!cursor_tables_open(&tables, catalog, CURSOR_NO_WAIT, -1))
 	{
 		relay_commit(relay);
 		relay->retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 20);

@@ -66,8 +66,8 @@ adopt_copy(Relay *relay, const Progress *foreign)
 
 	relay_begin(relay);
 	catalog = relay_catalog(relay);
-	now = catalog ? cursor_bound_take(catalog, relay->context) : NULL;
-	if (now == NULL || !cursor_tables_open(&tables, catalog, -1))
+	now = catalog ? cursor_bound_take(catalog, CURSOR_NO_WAIT, relay->context) : NULL;
+	if (now == NULL || !cursor_tables_open(&tables, catalog, CURSOR_NO_WAIT, -1))
 		ereport(ERROR,
 				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
 				 errmsg("could not take over a copied outbox, a table is locked")));
@@ -127,7 +127,8 @@ relay_start(Relay *relay)
 	relay->database = MemoryContextStrdup(relay->context,
 										  get_database_name(MyDatabaseId));
 	relay->ring = segment_ring_load(catalog, relay->context);
-	result = progress_read(catalog, MAIN_CURSOR, &progress, relay->context);
+	result = progress_read(catalog, MAIN_CURSOR, CURSOR_NO_WAIT, &progress,
+						   relay->context);
 	relay_commit(relay);
 
 	switch (result)

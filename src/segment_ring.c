@@ -191,8 +191,8 @@ has_undelivered(const OutboxCatalog *catalog, int number, const CursorBound *don
 	Snapshot	snapshot;
 	bool		found;
 
-	now = cursor_bound_take(catalog, CurrentMemoryContext);
-	if (now == NULL || !cursor_tables_open(&tables, catalog, number))
+	now = cursor_bound_take(catalog, CURSOR_NO_WAIT, CurrentMemoryContext);
+	if (now == NULL || !cursor_tables_open(&tables, catalog, CURSOR_NO_WAIT, number))
 		return true;
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	scan = cursor_scan_begin(&tables, done, now, 0, snapshot);

@@ -117,7 +117,7 @@ is_delivered(uint64 xid, int64 id, MemoryContext context)
 	bool		result;
 
 	/* the progress first: a message is parked before it is covered */
-	result = progress_read(catalog_get(false), 0, &progress, context) == PROGRESS_OK &&
+	result = progress_read(catalog_get(false), 0, CURSOR_WAIT, &progress, context) == PROGRESS_OK &&
 		progress_covers(&progress, xid, id) &&
 		!is_parked(catalog_get(false), id);
 	MemoryContextSwitchTo(old);

@@ -20,6 +20,7 @@
 set -uo pipefail
 
 top=$(cd "$(dirname "$0")/.." && pwd)
+work=
 passed=0
 failed=0
 time_limit=${OUTBOX_TEST_TIME_LIMIT:-75m}
@@ -47,11 +48,13 @@ stop_leftovers()
 
 finish()
 {
-	stop_leftovers
-	if [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]; then
-		rm -rf "$work"
-	else
-		say "the files of this run are in $work"
+	if [ -n "$work" ]; then
+		stop_leftovers
+		if [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]; then
+			rm -rf "$work"
+		else
+			say "the files of this run are in $work"
+		fi
 	fi
 	echo "$passed passed, $failed failed"
 	[ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
@@ -158,7 +161,7 @@ run_regress()
 	code=$?
 	if [ $code -ne 0 ]; then
 		show_end 150 "$work/src/${directory}regression.diffs"
-		show_end 60 "$work/src/${directory}log/"{initdb,postmaster}.log
+		show_end 60 "$work/src/${directory}log/postmaster.log"
 	fi
 	add_counts "$name" $code \
 		"$(grep -cE '^ok [0-9]|^(test|    ) .*\.\.\. ok( |$)' "$log")" \
@@ -166,8 +169,6 @@ run_regress()
 }
 
 cd "$top" || exit 1
-work=$(mktemp -d "${TMPDIR:-/tmp}/outbox_kafka-test.XXXXXX") || exit 1
-trap 'give_up "interrupted"' INT TERM
 
 say "packages"
 test/install-deps.sh test || give_up "packages could not be installed"
@@ -183,6 +184,8 @@ say "Kafka for the tests"
 make --no-print-directory -C test/kafka || give_up "Kafka could not be fetched"
 
 say "private copy of PostgreSQL"
+work=$(mktemp -d "${TMPDIR:-/tmp}/outbox_kafka-test.XXXXXX") || exit 1
+trap 'give_up "interrupted"' INT TERM
 mkdir "$work/src" "$work/log" "$work/home"
 private_pg_config=$(test/private-postgres.sh "${PG_CONFIG:-pg_config}" "$work/pg") ||
 	give_up "PostgreSQL could not be copied"

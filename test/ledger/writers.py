@@ -26,6 +26,7 @@ import collections
 import heapq
 import io
 import json
+import os
 import random
 import sys
 import threading
@@ -282,7 +283,9 @@ class Writer(threading.Thread):
     def run(self):
         weights = SLOW if self.number % 4 == 0 else BUSY
         try:
-            while time.monotonic() < self.deadline:
+            while (time.monotonic() < self.deadline
+                   or self.options.until
+                   and not os.path.exists(self.options.until)):
                 shape = self.random.choices(list(weights), weights.values())[0]
                 self.totals.add("tried_" + shape)
                 try:
@@ -296,7 +299,6 @@ class Writer(threading.Thread):
                     if not lost_connection(error):
                         raise
                     self.totals.add("connection_lost")
-                    log("%s: %s" % (self.name, str(error).split("\n")[0]))
                     self.connection.close()
                     self.connection = None
                     outcome = "unknown"
@@ -523,6 +525,7 @@ def main():
     parser.add_argument("--topics", required=True,
                         type=lambda text: text.split(","))
     parser.add_argument("--seconds", type=float, default=30)
+    parser.add_argument("--until", help="and until this file exists")
     parser.add_argument("--writers", type=int, default=16)
     parser.add_argument("--aggregates", type=int, default=2000)
     parser.add_argument("--hot", type=int, default=16,

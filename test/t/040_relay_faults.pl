@@ -225,8 +225,14 @@ wait_state($node, 'a', 'idle');
 # ---------------------------------------------------------------------------
 
 $kafka->create_topic('small', 1, { 'max.message.bytes' => 1000 });
+# Together they are larger than that: the broker refuses the batch, and one by
+# one they get through.
 publish_numbers('small', 1, 20);
-wait_delivered($node, 'a');
+$began = time;
+wait_delivered($node, 'a', 30);
+$took = time - $began;
+cmp_ok($took, '<', 10, sprintf 'refused batch: sent one by one %.2f s later',
+	$took);
 # Incompressible, so that the batch stays larger than the limit.
 $node->safe_psql(
 	'a', q{
@@ -335,7 +341,8 @@ my ($code, $stdout, $stderr) = $node->psql(
 	SELECT outbox.wait_published(:'id', '60 s');
 	COMMIT;},
 	on_error_stop => 0);
-like($stderr, qr/ERROR:.*/, 'wait_published: an error in its own transaction');
+like($stderr, qr/ERROR:.*transaction that published/,
+	'wait_published: an error in its own transaction');
 unlike($stdout, qr/^[tf]$/m, 'wait_published: and no answer');
 diag('wait_published: ' . (split /\n/, $stderr)[0]);
 wait_delivered($node, 'a');

@@ -70,8 +70,8 @@ sub new
 
 =item $ledger->start(%options)
 
-Start the writers in the background. Options: seconds, and whatever else
-writers.py takes. The environment variables OUTBOX_LEDGER_SECONDS and
+Start the writers in the background. Options: seconds, open (go on after that,
+until finish), and whatever else writers.py takes. The environment variables OUTBOX_LEDGER_SECONDS and
 OUTBOX_LEDGER_SEED come before them.
 
 =cut
@@ -84,6 +84,11 @@ sub start
 	  if defined $ENV{OUTBOX_LEDGER_SECONDS};
 	$options{seed} = $ENV{OUTBOX_LEDGER_SEED}
 	  if defined $ENV{OUTBOX_LEDGER_SEED};
+	if (delete $options{open})
+	{
+		$self->{flag} = "$PostgreSQL::Test::Utils::tmp_check/finish_$number";
+		$options{until} = $self->{flag};
+	}
 	my @command = (
 		$python, "$home/writers.py",
 		'--conninfo', $self->{node}->connstr($self->{database}),
@@ -101,20 +106,6 @@ sub start
 	return;
 }
 
-=item $ledger->running
-
-Whether the writers are still at it.
-
-=cut
-
-sub running
-{
-	my ($self) = @_;
-	return 0 unless $self->{writers}->pumpable;
-	eval { $self->{writers}->pump_nb };
-	return $self->{writers}->pumpable;
-}
-
 =item $ledger->finish
 
 Wait for the writers; their totals as a hash, with ok.
@@ -124,6 +115,11 @@ Wait for the writers; their totals as a hash, with ok.
 sub finish
 {
 	my ($self) = @_;
+	if (my $flag = delete $self->{flag})
+	{
+		open(my $file, '>', $flag) or croak "could not write $flag: $!";
+		close $file;
+	}
 	my $ok = $self->{writers}->finish;
 	note($self->{error});
 	diag($self->{error}) unless $ok;

@@ -22,7 +22,7 @@ COMMENT ON FUNCTION cursor_test.read(text, integer) IS 'the next ids of the open
 CREATE FUNCTION cursor_test.next(name text, chunk_rows integer DEFAULT 0, pause bigint DEFAULT NULL) RETURNS SETOF bigint
 	LANGUAGE c VOLATILE
 	AS 'MODULE_PATHNAME', 'cursor_test_next';
-COMMENT ON FUNCTION cursor_test.next(text, integer, bigint) IS 'open() and read() to the end in chunks; pause: an advisory lock to wait for between opening the tables and taking the bound';
+COMMENT ON FUNCTION cursor_test.next(text, integer, bigint) IS 'open() and read() to the end in chunks; pause: an advisory lock to wait for between taking the bound and opening the tables';
 
 CREATE FUNCTION cursor_test.buffers() RETURNS bigint
 	LANGUAGE c VOLATILE STRICT

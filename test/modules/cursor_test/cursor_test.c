@@ -3,8 +3,8 @@
  *	  The cursor in the hands of a session, for tests.
  *
  * A session has any number of cursors, each with a name, that live as long as
- * it does. They read as relay_read.c does: tables opened without waiting, a
- * bound, chunks that each have a snapshot of their own. Nothing is stored;
+ * it does. They read as relay_read.c does: a bound, tables opened without
+ * waiting, chunks that each have a snapshot of their own. Nothing is stored;
  * what was read counts as delivered. Some variants are wrong on purpose, see
  * wrong_models.c.
  */
@@ -12,10 +12,8 @@
 
 #include "access/htup_details.h"
 #include "executor/instrument.h"
-#include "executor/spi.h"
 #include "funcapi.h"
 #include "miscadmin.h"
-#include "nodes/pg_list.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/memutils.h"
@@ -49,6 +47,8 @@ static const struct
 	{"xmax", VARIANT_XMAX},
 	{"stale_tail", VARIANT_STALE_TAIL},
 	{"moving", VARIANT_MOVING},
+	{"tables_first", VARIANT_TABLES_FIRST},
+	{"late_tail", VARIANT_LATE_TAIL},
 	{"expanded", VARIANT_EXPANDED},
 	{"id", VARIANT_ID},
 	{"xmin", VARIANT_XMIN},
@@ -92,12 +92,25 @@ find_cursor(const char *name, bool missing_ok)
 	return NULL;
 }
 
-static CursorBound *
-take_bound(const TestCursor *cursor, const OutboxCatalog *catalog)
+static void
+locked_error(void)
 {
-	if (cursor->variant == VARIANT_RIGHT)
-		return cursor_bound_take(catalog, TopMemoryContext);
-	return wrong_bound(cursor->variant, catalog, TopMemoryContext);
+	ereport(ERROR,
+			(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+			 errmsg("a table of outbox_kafka is locked")));
+}
+
+static CursorBound *
+take_bound(const TestCursor *cursor)
+{
+	const OutboxCatalog *catalog = catalog_get(false);
+	CursorBound *bound = (cursor->variant == VARIANT_RIGHT) ?
+		cursor_bound_take(catalog, CURSOR_WAIT, TopMemoryContext) :
+		wrong_bound(cursor->variant, catalog, TopMemoryContext);
+
+	if (bound == NULL)
+		locked_error();
+	return bound;
 }
 
 Datum
@@ -125,7 +138,7 @@ cursor_test_start(PG_FUNCTION_ARGS)
 	cursor->variant = variant;
 
 	if (has_bounds(cursor))
-		cursor->done = take_bound(cursor, catalog_get(false));
+		cursor->done = take_bound(cursor);
 	else
 		wrong_start(cursor);
 	PG_RETURN_VOID();
@@ -140,7 +153,7 @@ open_batch(TestCursor *cursor)
 				 errmsg("a batch of cursor %s is open", cursor->name)));
 	if (has_bounds(cursor))
 	{
-		cursor->batch = take_bound(cursor, catalog_get(false));
+		cursor->batch = take_bound(cursor);
 		cursor->position = 0;
 	}
 	else
@@ -151,10 +164,8 @@ open_batch(TestCursor *cursor)
 static void
 open_tables(CursorTables *tables)
 {
-	if (!cursor_tables_open(tables, catalog_get(false), -1))
-		ereport(ERROR,
-				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
-				 errmsg("a table of outbox_kafka is locked")));
+	if (!cursor_tables_open(tables, catalog_get(false), CURSOR_WAIT, -1))
+		locked_error();
 }
 
 static void
@@ -185,6 +196,9 @@ read_bounded(TestCursor *cursor, const CursorTables *tables, int rows,
 			end = true;
 			break;
 		}
+		if (row.id <= cursor->position)
+			elog(ERROR, "message " INT64_FORMAT " comes after " INT64_FORMAT,
+				 row.id, cursor->position);
 		put_id(result, row.id);
 		cursor->position = row.id;
 	}
@@ -206,19 +220,21 @@ read_chunk(TestCursor *cursor, const CursorTables *tables, int rows,
 
 	if (!has_bounds(cursor))
 	{
-		int			count;
-		int64	   *ids = wrong_read(cursor, rows, &count, &end);
-
-		for (int i = 0; i < count; i++)
-			put_id(result, ids[i]);
-		cursor->open = !end;
+		for (int n = 0; cursor->next < cursor->nids && (rows == 0 || n < rows); n++)
+			put_id(result, cursor->ids[cursor->next++]);
+		end = (cursor->next >= cursor->nids);
+		if (end)
+		{
+			pfree(cursor->ids);
+			cursor->open = false;
+		}
 		return end;
 	}
 
 	if (cursor->variant == VARIANT_MOVING)
 	{
 		cursor_bound_release(cursor->batch);
-		cursor->batch = take_bound(cursor, catalog_get(false));
+		cursor->batch = take_bound(cursor);
 	}
 	if (tables == NULL)
 		open_tables(&own);
@@ -267,11 +283,19 @@ cursor_test_next(PG_FUNCTION_ARGS)
 
 	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
 
-	/* the order of relay_read(): tables, bound, rows */
-	open_tables(&tables);
+	/* the order of relay_read(): bound, tables, rows */
+	if (cursor->variant == VARIANT_TABLES_FIRST)
+		open_tables(&tables);
+	else
+		open_batch(cursor);
 	if (!PG_ARGISNULL(2))
 		DirectFunctionCall1(pg_advisory_xact_lock_int8, PG_GETARG_DATUM(2));
-	open_batch(cursor);
+	if (cursor->variant == VARIANT_LATE_TAIL)
+		cursor->batch->tail_id = cursor_highest_id(catalog_get(false));
+	if (cursor->variant == VARIANT_TABLES_FIRST)
+		open_batch(cursor);
+	else
+		open_tables(&tables);
 
 	for (;;)
 	{
@@ -330,7 +354,7 @@ cursor_test_progress(PG_FUNCTION_ARGS)
 {
 	Progress	progress;
 
-	PG_RETURN_TEXT_P(progress_result_name(progress_read(catalog_get(false), 0, &progress,
+	PG_RETURN_TEXT_P(progress_result_name(progress_read(catalog_get(false), 0, CURSOR_WAIT, &progress,
 														CurrentMemoryContext)));
 }
 
@@ -339,7 +363,7 @@ cursor_test_rewrite_progress(PG_FUNCTION_ARGS)
 {
 	const OutboxCatalog *catalog = catalog_get(false);
 	Progress	progress;
-	ProgressResult result = progress_read(catalog, 0, &progress, CurrentMemoryContext);
+	ProgressResult result = progress_read(catalog, 0, CURSOR_WAIT, &progress, CurrentMemoryContext);
 
 	if (result == PROGRESS_OK)
 		result = progress_write(catalog, 0, &progress, true);

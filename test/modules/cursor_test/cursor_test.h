@@ -18,6 +18,10 @@ typedef enum CursorVariant
 								 * is_called */
 	VARIANT_MOVING,				/* each chunk shows what is committed by now,
 								 * not what the batch's bound shows */
+	VARIANT_TABLES_FIRST,		/* empty tables are left out before the bound
+								 * is taken */
+	VARIANT_LATE_TAIL,			/* the sequence is read after the snapshot and
+								 * the next xid */
 	VARIANT_EXPANDED,			/* right, but the range [xmax, next xid) is
 								 * written out as a list */
 
@@ -38,24 +42,21 @@ typedef struct TestCursor
 	/* the variants without */
 	uint64		done_xid;
 	int64		done_id;
-	uint64		batch_xid;
-	int64		batch_id;
+	int64	   *ids;			/* the batch's */
+	int			nids;
+	int			next;			/* of them, to be read */
 } TestCursor;
 
 /* wrong_models.c */
 
-/* The bound of now as the variant sees it. */
+/* The bound of now as the variant sees it; NULL: the sequence is locked. */
 extern CursorBound *wrong_bound(CursorVariant variant, const OutboxCatalog *catalog,
 								MemoryContext context);
 
-/* Make done of a cursor without bounds what is committed now. */
+/* What is committed now counts as delivered. Cursors without bounds only. */
 extern void wrong_start(TestCursor *cursor);
-extern void wrong_open(TestCursor *cursor);
 
-/*
- * Up to rows (0: all) ids, palloc'd; *count says how many. *end: the batch is
- * finished.
- */
-extern int64 *wrong_read(TestCursor *cursor, int rows, int *count, bool *end);
+/* Find out what the next batch is. Cursors without bounds only. */
+extern void wrong_open(TestCursor *cursor);
 
 #endif							/* CURSOR_TEST_H */

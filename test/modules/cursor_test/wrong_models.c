@@ -11,8 +11,7 @@
 #include "access/transam.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
-#include "utils/builtins.h"
-#include "utils/snapmgr.h"
+#include "utils/memutils.h"
 #include "utils/xid8.h"
 
 #include "compat.h"
@@ -57,7 +56,9 @@ wrong_bound(CursorVariant variant, const OutboxCatalog *catalog,
 	if (variant == VARIANT_STALE_TAIL)
 		stale = last_value(catalog);
 
-	bound = cursor_bound_take(catalog, context);
+	bound = cursor_bound_take(catalog, CURSOR_WAIT, context);
+	if (bound == NULL)
+		return NULL;
 	switch (variant)
 	{
 		case VARIANT_XMAX:
@@ -117,51 +118,42 @@ wrong_start(TestCursor *cursor)
 		cursor->done_xid = oldest_running_xid();
 }
 
+/*
+ * All ids of the batch are read at once, whatever the size of the pieces: these
+ * models go wrong without help.
+ */
 void
 wrong_open(TestCursor *cursor)
 {
-	cursor->batch_id = 0;
-	cursor->batch_xid = 0;
-	if (cursor->variant == VARIANT_ID)
-		cursor->batch_id = highest_visible_id();
-	else
-		cursor->batch_xid = oldest_running_xid();
-}
-
-int64 *
-wrong_read(TestCursor *cursor, int rows, int *count, bool *end)
-{
-	Oid			types[] = {XID8OID, INT8OID, XID8OID, INT8OID};
+	const char *query = (cursor->variant == VARIANT_ID) ?
+		"SELECT id, xid FROM outbox.message WHERE id > $2 ORDER BY id" :
+		"SELECT id, xid FROM outbox.message WHERE (xid, id) > ($1, $2)"
+		" AND xid < pg_snapshot_xmin(pg_current_snapshot()) ORDER BY xid, id";
+	Oid			types[] = {XID8OID, INT8OID};
 	Datum		values[] = {
 		FullTransactionIdGetDatum(FullTransactionIdFromU64(cursor->done_xid)),
-		Int64GetDatum(cursor->done_id),
-		FullTransactionIdGetDatum(FullTransactionIdFromU64(cursor->batch_xid)),
-		Int64GetDatum(cursor->batch_id)
+		Int64GetDatum(cursor->done_id)
 	};
-	const char *query = (cursor->variant == VARIANT_ID) ?
-		"SELECT id, xid FROM outbox.message WHERE id > $2 AND id <= $4 ORDER BY id" :
-		"SELECT id, xid FROM outbox.message WHERE (xid, id) > ($1, $2) AND xid < $3 ORDER BY xid, id";
-	MemoryContext caller = CurrentMemoryContext;
-	int64	   *ids;
 
 	SPI_connect();
-	if (SPI_execute_with_args(query, 4, types, values, NULL, false, rows) != SPI_OK_SELECT)
+	if (SPI_execute_with_args(query, 2, types, values, NULL, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "query failed: %s", query);
-	*count = (int) SPI_processed;
-	*end = (rows == 0 || *count < rows);
-	ids = MemoryContextAlloc(caller, sizeof(int64) * Max(*count, 1));
-	for (int i = 0; i < *count; i++)
+
+	cursor->nids = (int) SPI_processed;
+	cursor->next = 0;
+	cursor->ids = MemoryContextAlloc(TopMemoryContext,
+									 sizeof(int64) * Max(cursor->nids, 1));
+	for (int i = 0; i < cursor->nids; i++)
 	{
 		HeapTuple	tuple = SPI_tuptable->vals[i];
 		TupleDesc	desc = SPI_tuptable->tupdesc;
 		bool		isnull;
+		Datum		xid = SPI_getbinval(tuple, desc, 2, &isnull);
 
-		ids[i] = DatumGetInt64(SPI_getbinval(tuple, desc, 1, &isnull));
-		cursor->done_id = ids[i];
+		cursor->ids[i] = DatumGetInt64(SPI_getbinval(tuple, desc, 1, &isnull));
+		cursor->done_id = cursor->ids[i];
 		if (cursor->variant == VARIANT_XMIN)
-			cursor->done_xid = U64FromFullTransactionId(
-														DatumGetFullTransactionId(SPI_getbinval(tuple, desc, 2, &isnull)));
+			cursor->done_xid = U64FromFullTransactionId(DatumGetFullTransactionId(xid));
 	}
 	SPI_finish();
-	return ids;
 }

@@ -1,0 +1,29 @@
+/*
+ * kafka_error.h
+ *	  What librdkafka's error codes mean to the relay. For kafka.c only.
+ */
+#ifndef OUTBOX_KAFKA_ERROR_H
+#define OUTBOX_KAFKA_ERROR_H
+
+#include <librdkafka/rdkafka.h>
+
+#include "kafka.h"
+
+/* Where an error code comes from: it means different things there. */
+typedef enum KafkaErrorSource
+{
+	FROM_PRODUCE,				/* refused before it was queued */
+	FROM_REPORT,				/* delivery report: this record has failed */
+	FROM_EVENT,					/* nobody's error in particular */
+	FROM_METADATA				/* an answer about a topic */
+} KafkaErrorSource;
+
+extern KafkaErrorClass kafka_classify(rd_kafka_resp_err_t code,
+									  KafkaErrorSource source);
+
+/* Fill error and return its class. message NULL: the code's own text. */
+extern KafkaErrorClass kafka_fill_error(KafkaError *error, KafkaErrorClass class,
+										rd_kafka_resp_err_t code,
+										const char *message);
+
+#endif							/* OUTBOX_KAFKA_ERROR_H */
