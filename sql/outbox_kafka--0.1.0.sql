@@ -276,10 +276,6 @@ CREATE FUNCTION outbox.discard(event_id uuid) RETURNS bigint
 	LANGUAGE sql VOLATILE STRICT SECURITY DEFINER
 	SET search_path = pg_catalog, pg_temp
 	AS $$
-		UPDATE outbox.parked_message AS b SET next_try_at = pg_catalog.clock_timestamp()
-			FROM outbox.parked_message AS p
-			WHERE p.event_id = discard.event_id AND b.id <> p.id AND b.topic = p.topic
-			  AND md5(b.key) = md5(p.key) AND b.reason = 'behind';
 		WITH gone AS (
 			DELETE FROM outbox.parked_message AS p WHERE p.event_id = discard.event_id RETURNING 1)
 		SELECT count(*) FROM gone, (SELECT outbox.wake_relay() OFFSET 0) AS w

@@ -121,7 +121,7 @@ load_due(ParkedMessages *parked)
 	Datum		value;
 
 	execute("SELECT min(next_try_at) FROM outbox.parked_message",
-			0, NULL, NULL, NULL, true, SPI_OK_SELECT);
+			0, NULL, NULL, NULL, false, SPI_OK_SELECT);
 	value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
 	parked->due = isnull ? 0 : DatumGetTimestampTz(value);
 }
@@ -133,8 +133,17 @@ parked_load(ParkedMessages *parked)
 	make_set(parked);
 
 	SPI_connect();
+
+	/* one that was behind another and is the first now is due */
+	execute("UPDATE outbox.parked_message AS b SET next_try_at = now()"
+			" WHERE b.reason = 'behind' AND b.next_try_at IS NULL"
+			" AND NOT EXISTS (SELECT FROM outbox.parked_message AS e"
+			"  WHERE e.topic = b.topic AND md5(e.key) = md5(b.key) AND e.id < b.id)",
+			0, NULL, NULL, NULL, false, SPI_OK_UPDATE);
+
+	/* not read only: it must see what this transaction did */
 	execute("SELECT DISTINCT topic, key FROM outbox.parked_message WHERE key IS NOT NULL",
-			0, NULL, NULL, NULL, true, SPI_OK_SELECT);
+			0, NULL, NULL, NULL, false, SPI_OK_SELECT);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		HeapTuple	tuple = SPI_tuptable->vals[i];
@@ -448,14 +457,6 @@ store_outcome(const ParkedFlight *flight)
 	values[0] = Int64GetDatum(flight->id);
 	if (flight->class == KAFKA_ERROR_NONE)
 	{
-		/* those behind it may go now; the first of them will */
-		execute("UPDATE outbox.parked_message AS b SET next_try_at = now()"
-				" FROM outbox.parked_message AS p"
-				" WHERE p.id = $1"
-				" AND b.topic = p.topic"
-				" AND md5(b.key) = md5(p.key)"
-				" AND b.reason = 'behind' AND b.next_try_at IS NULL",
-				1, types, values, NULL, false, SPI_OK_UPDATE);
 		execute("DELETE FROM outbox.parked_message WHERE id = $1",
 				1, types, values, NULL, false, SPI_OK_DELETE);
 		return;
