@@ -26,7 +26,7 @@ REGRESS_OPTS = --temp-instance=./tmp_check_regress --temp-config=$(srcdir)/test/
 
 ISOLATION = cursor_late_commit cursor_lock_order cursor_above_xmax cursor_long_writer \
 	cursor_prepared cursor_subtransaction cursor_fresh_sequence cursor_chunks \
-	cursor_segments cursor_tail_first cursor_empty_segment cursor_older_than_extension \
+	cursor_segments cursor_bound_order cursor_empty_segment cursor_older_than_extension \
 	publish_order publish_grant
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation --load-extension=outbox_kafka \
 	--load-extension=cursor_test --temp-instance=./tmp_check_isolation --temp-config=$(srcdir)/test/regress.conf

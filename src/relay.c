@@ -24,6 +24,7 @@
  */
 #include "postgres.h"
 
+#include "access/transam.h"
 #include "access/xact.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -74,6 +75,14 @@ relay_begin(Relay *relay)
 void
 relay_commit(Relay *relay)
 {
+	FullTransactionId own = GetTopFullTransactionIdIfAny();
+
+	/* an xid of our own, if it is the next one, is no news */
+	if (FullTransactionIdIsValid(own) && relay->quiet_next_xid != 0)
+		relay->quiet_next_xid =
+			U64FromFullTransactionId(own) == relay->quiet_next_xid ?
+			relay->quiet_next_xid + 1 : 0;
+
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(relay->loop_context);
@@ -231,6 +240,20 @@ note_connection(Relay *relay)
 	relay->was_connected = connected;
 }
 
+/*
+ * The safety net is needed when somebody can have written since the last
+ * bound. If no xid was given out, and none was running then, nobody has: an
+ * idle server is left in peace.
+ */
+static void
+check_safety_net(Relay *relay, TimestampTz now)
+{
+	if (relay->caught_up && relay->look_at <= now &&
+		relay->quiet_next_xid != 0 &&
+		U64FromFullTransactionId(ReadNextFullTransactionId()) == relay->quiet_next_xid)
+		relay->look_at = TimestampTzPlusMilliseconds(now, SAFETY_INTERVAL_MS);
+}
+
 /* Something was committed since the last bound was taken, or might have been. */
 static bool
 has_news(const Relay *relay, TimestampTz now)
@@ -367,6 +390,7 @@ run(Relay *relay)
 		relay_producer_serve(relay);
 		note_connection(relay);
 		measure_rate(relay, now);
+		check_safety_net(relay, now);
 
 		if (parked_is_finished(relay->parked))
 			parked_finish(relay, now);

@@ -72,6 +72,8 @@ typedef struct Relay
 	XLogRecPtr	batch_insert_lsn;	/* see durability.h */
 	uint64		seen_commits;	/* slot->commits before the last bound */
 	TimestampTz look_at;		/* look for messages then, told or not */
+	uint64		quiet_next_xid; /* the next xid while nobody but us wrote since
+								 * the last bound; 0: somebody may have */
 
 	/* a topic that has to be resolved before reading goes on */
 	RelayTopic *unresolved;

@@ -241,6 +241,9 @@ open_batch(Relay *relay, const OutboxCatalog *catalog)
 		return NULL;
 	relay->seen_commits = commits;
 	relay->batch_insert_lsn = GetXLogInsertRecPtr();
+	relay->quiet_next_xid = 0;
+	if (bound->snapshot->nxip == 0 && bound->snapshot->xmax == bound->next_xid)
+		relay->quiet_next_xid = bound->next_xid;
 	window_begin_batch(relay->window, bound);
 	return bound;
 }

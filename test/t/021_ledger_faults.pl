@@ -73,7 +73,7 @@ sub add_backlog
 		'a', q{
 		SELECT count(ledger.publish(CASE WHEN i % 20 = 0 THEN i / 20 END,
 									'ledger_' || i % 4, 'backlog', 'text', 2))
-		FROM generate_series(1, 20000) AS i});
+		FROM generate_series(1, 8000) AS i});
 	return;
 }
 

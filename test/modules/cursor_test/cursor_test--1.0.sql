@@ -19,10 +19,15 @@ CREATE FUNCTION cursor_test.read(name text, rows integer DEFAULT 0) RETURNS SETO
 	AS 'MODULE_PATHNAME', 'cursor_test_read';
 COMMENT ON FUNCTION cursor_test.read(text, integer) IS 'the next ids of the open batch, at most so many; at its end it counts as delivered';
 
-CREATE FUNCTION cursor_test.next(name text, chunk_rows integer DEFAULT 0, pause bigint DEFAULT NULL) RETURNS SETOF bigint
-	LANGUAGE c VOLATILE
+CREATE FUNCTION cursor_test.next(name text, chunk_rows integer DEFAULT 0) RETURNS SETOF bigint
+	LANGUAGE c VOLATILE STRICT
 	AS 'MODULE_PATHNAME', 'cursor_test_next';
-COMMENT ON FUNCTION cursor_test.next(text, integer, bigint) IS 'open() and read() to the end in chunks; pause: an advisory lock to wait for between taking the bound and opening the tables';
+COMMENT ON FUNCTION cursor_test.next(text, integer) IS 'open() and read() to the end in chunks';
+
+CREATE FUNCTION cursor_test.pause(place text, lock bigint) RETURNS void
+	LANGUAGE c VOLATILE STRICT
+	AS 'MODULE_PATHNAME', 'cursor_test_pause';
+COMMENT ON FUNCTION cursor_test.pause(text, bigint) IS 'at its next batch this session waits at that place for that advisory lock';
 
 CREATE FUNCTION cursor_test.buffers() RETURNS bigint
 	LANGUAGE c VOLATILE STRICT
@@ -54,17 +59,17 @@ CREATE FUNCTION cursor_test.payloads(ids bigint[]) RETURNS text
 COMMENT ON FUNCTION cursor_test.payloads(bigint[]) IS 'of these messages, in this order';
 
 -- Statement by statement, so that the payloads of what next() found are seen.
-CREATE FUNCTION cursor_test.sent(name text, chunk_rows integer DEFAULT 0, pause bigint DEFAULT NULL) RETURNS text
+CREATE FUNCTION cursor_test.sent(name text, chunk_rows integer DEFAULT 0) RETURNS text
 	LANGUAGE plpgsql VOLATILE
 	AS $$
 	DECLARE
 		ids bigint[];
 	BEGIN
-		ids := ARRAY(SELECT cursor_test.next(name, chunk_rows, pause));
+		ids := ARRAY(SELECT cursor_test.next(name, chunk_rows));
 		RETURN cursor_test.payloads(ids);
 	END
 	$$;
-COMMENT ON FUNCTION cursor_test.sent(text, integer, bigint) IS 'next(), as payloads';
+COMMENT ON FUNCTION cursor_test.sent(text, integer) IS 'next(), as payloads';
 
 CREATE FUNCTION cursor_test.sent_chunk(name text, rows integer) RETURNS text
 	LANGUAGE plpgsql VOLATILE

@@ -7,6 +7,11 @@
  * waiting, chunks that each have a snapshot of their own. Nothing is stored;
  * what was read counts as delivered. Some variants are wrong on purpose, see
  * wrong_models.c.
+ *
+ * cursor_test.pause() names a place at which the session waits for an advisory
+ * lock, so that a test can let others do something just there. Two places are
+ * in the middle of cursor_bound_take(): the linker leads its calls of
+ * GetLatestSnapshot() and ReadNextFullTransactionId() through here.
  */
 #include "postgres.h"
 
@@ -31,6 +36,7 @@ PG_FUNCTION_INFO_V1(cursor_test_start);
 PG_FUNCTION_INFO_V1(cursor_test_open);
 PG_FUNCTION_INFO_V1(cursor_test_read);
 PG_FUNCTION_INFO_V1(cursor_test_next);
+PG_FUNCTION_INFO_V1(cursor_test_pause);
 PG_FUNCTION_INFO_V1(cursor_test_buffers);
 PG_FUNCTION_INFO_V1(cursor_test_bound);
 PG_FUNCTION_INFO_V1(cursor_test_progress);
@@ -53,6 +59,29 @@ static const struct
 	{"id", VARIANT_ID},
 	{"xmin", VARIANT_XMIN},
 };
+
+typedef enum PausePlace
+{
+	PAUSE_NOWHERE,
+	PAUSE_BEFORE_SNAPSHOT,
+	PAUSE_AFTER_SNAPSHOT,
+	PAUSE_AFTER_NEXT_XID,
+	PAUSE_AFTER_BOUND			/* and before the tables are opened, or between
+								 * these two if they are the wrong way round */
+} PausePlace;
+
+static const char *const pause_names[] = {
+	[PAUSE_NOWHERE] = "nowhere",
+	[PAUSE_BEFORE_SNAPSHOT] = "before snapshot",
+	[PAUSE_AFTER_SNAPSHOT] = "after snapshot",
+	[PAUSE_AFTER_NEXT_XID] = "after next xid",
+	[PAUSE_AFTER_BOUND] = "after bound",
+};
+
+static PausePlace pause_place = PAUSE_NOWHERE;
+static int64 pause_lock;
+static bool taking_bound = false;
+static int	next_xids_read;
 
 static bool
 has_bounds(const TestCursor *cursor)
@@ -100,13 +129,67 @@ locked_error(void)
 			 errmsg("a table of outbox_kafka is locked")));
 }
 
+/* Wait for the lock, once, if this is the place. */
+static void
+pause_at(PausePlace place)
+{
+	if (pause_place != place)
+		return;
+	pause_place = PAUSE_NOWHERE;
+	DirectFunctionCall1(pg_advisory_lock_shared_int8, Int64GetDatum(pause_lock));
+	DirectFunctionCall1(pg_advisory_unlock_shared_int8, Int64GetDatum(pause_lock));
+}
+
+/* What the linker makes of calls of GetLatestSnapshot() in this library. */
+extern Snapshot __real_GetLatestSnapshot(void);
+extern Snapshot __wrap_GetLatestSnapshot(void);
+
+Snapshot
+__wrap_GetLatestSnapshot(void)
+{
+	Snapshot	snapshot;
+
+	if (taking_bound)
+		pause_at(PAUSE_BEFORE_SNAPSHOT);
+	snapshot = __real_GetLatestSnapshot();
+	if (taking_bound)
+		pause_at(PAUSE_AFTER_SNAPSHOT);
+	return snapshot;
+}
+
+/* The first call widens the snapshot's xids, the second one is the bound's. */
+extern FullTransactionId __real_ReadNextFullTransactionId(void);
+extern FullTransactionId __wrap_ReadNextFullTransactionId(void);
+
+FullTransactionId
+__wrap_ReadNextFullTransactionId(void)
+{
+	FullTransactionId next = __real_ReadNextFullTransactionId();
+
+	if (taking_bound && ++next_xids_read == 2)
+		pause_at(PAUSE_AFTER_NEXT_XID);
+	return next;
+}
+
 static CursorBound *
 take_bound(const TestCursor *cursor)
 {
 	const OutboxCatalog *catalog = catalog_get(false);
-	CursorBound *bound = (cursor->variant == VARIANT_RIGHT) ?
-		cursor_bound_take(catalog, CURSOR_WAIT, TopMemoryContext) :
-		wrong_bound(cursor->variant, catalog, TopMemoryContext);
+	CursorBound *bound;
+
+	taking_bound = true;
+	next_xids_read = 0;
+	PG_TRY();
+	{
+		bound = (cursor->variant == VARIANT_RIGHT) ?
+			cursor_bound_take(catalog, CURSOR_WAIT, TopMemoryContext) :
+			wrong_bound(cursor->variant, catalog, TopMemoryContext);
+	}
+	PG_FINALLY();
+	{
+		taking_bound = false;
+	}
+	PG_END_TRY();
 
 	if (bound == NULL)
 		locked_error();
@@ -288,10 +371,7 @@ cursor_test_next(PG_FUNCTION_ARGS)
 		open_tables(&tables);
 	else
 		open_batch(cursor);
-	if (!PG_ARGISNULL(2))
-		DirectFunctionCall1(pg_advisory_xact_lock_int8, PG_GETARG_DATUM(2));
-	if (cursor->variant == VARIANT_LATE_TAIL)
-		cursor->batch->tail_id = cursor_highest_id(catalog_get(false));
+	pause_at(PAUSE_AFTER_BOUND);
 	if (cursor->variant == VARIANT_TABLES_FIRST)
 		open_batch(cursor);
 	else
@@ -308,6 +388,25 @@ cursor_test_next(PG_FUNCTION_ARGS)
 		open_tables(&tables);
 	}
 	return (Datum) 0;
+}
+
+Datum
+cursor_test_pause(PG_FUNCTION_ARGS)
+{
+	char	   *place = text_to_cstring(PG_GETARG_TEXT_PP(0));
+
+	for (int i = 0; i < (int) lengthof(pause_names); i++)
+	{
+		if (strcmp(pause_names[i], place) == 0)
+		{
+			pause_place = (PausePlace) i;
+			pause_lock = PG_GETARG_INT64(1);
+			PG_RETURN_VOID();
+		}
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("no such place: %s", place)));
 }
 
 Datum

@@ -67,6 +67,9 @@ wrong_bound(CursorVariant variant, const OutboxCatalog *catalog,
 		case VARIANT_STALE_TAIL:
 			bound->tail_id = stale;
 			break;
+		case VARIANT_LATE_TAIL:
+			bound->tail_id = cursor_highest_id(catalog);
+			break;
 		case VARIANT_EXPANDED:
 			expanded = expand(bound->snapshot, bound->next_xid, context);
 			pfree(bound->snapshot);
