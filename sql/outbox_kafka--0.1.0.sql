@@ -17,9 +17,6 @@ COMMENT ON SCHEMA outbox IS 'outbox_kafka: publishing to Kafka in the caller''s 
 -- emptied by the relay. Rows are never updated or deleted.
 -- ---------------------------------------------------------------------------
 
-CREATE SEQUENCE outbox.message_id AS bigint INCREMENT 1 MINVALUE 1 START 1 CACHE 1 NO CYCLE;
-COMMENT ON SEQUENCE outbox.message_id IS 'message ids; drawn only after the transaction has its xid';
-
 CREATE FUNCTION outbox.current_segment() RETURNS smallint
 	LANGUAGE c STABLE STRICT PARALLEL SAFE
 	AS 'MODULE_PATHNAME', 'outbox_kafka_current_segment';
@@ -50,6 +47,12 @@ COMMENT ON COLUMN outbox.message.headers IS 'object of string, null or array of 
 COMMENT ON COLUMN outbox.message.partition IS 'explicit partition, NULL: by key';
 COMMENT ON COLUMN outbox.message.correlation_id IS 'header correlation-id';
 COMMENT ON COLUMN outbox.message.created_at IS 'when it was published (clock time); set by the extension';
+
+-- DROP EXTENSION locks tables and sequence in the order in which they were
+-- made; publishing locks outbox.message, the sequence, then a leaf. The same
+-- order here keeps the two from waiting for each other.
+CREATE SEQUENCE outbox.message_id AS bigint INCREMENT 1 MINVALUE 1 START 1 CACHE 1 NO CYCLE;
+COMMENT ON SEQUENCE outbox.message_id IS 'message ids; drawn only after the transaction has its xid';
 
 CREATE FUNCTION outbox.message_before_insert() RETURNS trigger
 	LANGUAGE c VOLATILE

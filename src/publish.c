@@ -265,7 +265,6 @@ publish(FunctionCallInfo fcinfo, Datum key, Datum payload)
 	message_check(&fields);
 	publish_grant_check(fields.topic, fields.topic_length);
 
-	leaf = open_leaf(&segment);
 	now = GetCurrentTimestamp();
 
 	if (PG_ARGISNULL(ARG_EVENT_ID))
@@ -276,9 +275,14 @@ publish(FunctionCallInfo fcinfo, Datum key, Datum payload)
 	else
 		event_id = PG_GETARG_UUID_P(ARG_EVENT_ID);
 
-	/* drawn last: an id without a row is an open question to the cursor */
+	/*
+	 * The sequence is locked before the leaf, as by INSERT and by DROP
+	 * EXTENSION (see the install script): in another order they could wait
+	 * for each other.
+	 */
 	values[Anum_outbox_message_id - 1] =
 		Int64GetDatum(message_next_id(catalog_get(false)->sequence, &xid));
+	leaf = open_leaf(&segment);
 	values[Anum_outbox_message_xid - 1] = FullTransactionIdGetDatum(xid);
 	values[Anum_outbox_message_segment - 1] = Int16GetDatum((int16) segment);
 	values[Anum_outbox_message_event_id - 1] = UUIDPGetDatum(event_id);
