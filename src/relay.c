@@ -144,8 +144,6 @@ wait_for_events(Relay *relay, bool reports, long timeout_ms)
 static RelayState
 present_state(const Relay *relay)
 {
-	if (relay->foreign)
-		return RELAY_STOPPED_FOREIGN;
 	if (guc_bootstrap_servers[0] == '\0')
 		return RELAY_UNCONFIGURED;
 	if (relay->failures > 0)
@@ -211,7 +209,7 @@ pace(const Relay *relay)
 static bool
 may_read(const Relay *relay)
 {
-	return !relay->foreign && !relay->paused && !relay->reset_needed &&
+	return !relay->paused && !relay->reset_needed &&
 		relay->producer != NULL &&
 		relay->retry_at == 0 &&
 		(kafka_producer_is_connected(relay->producer) ||
@@ -223,7 +221,7 @@ may_read(const Relay *relay)
 static bool
 may_send_parked(const Relay *relay)
 {
-	return !relay->foreign && !relay->paused && !relay->reset_needed &&
+	return !relay->paused && !relay->reset_needed &&
 		relay->producer != NULL && relay->retry_at == 0 && relay->cautious == 0 &&
 		kafka_producer_is_connected(relay->producer);
 }
@@ -306,7 +304,7 @@ sleep_until_needed(Relay *relay, TimestampTz now, TimestampTz progress_due,
 		timeout = until(now, relay->reset_by, timeout);
 
 	/* it was dropped just now, and there is no reason to wait */
-	if (relay->producer == NULL && !relay->foreign && relay->retry_at == 0 &&
+	if (relay->producer == NULL && relay->retry_at == 0 &&
 		guc_bootstrap_servers[0] != '\0')
 		timeout = 0;
 
@@ -376,8 +374,7 @@ run(Relay *relay)
 			break;
 		if (ConfigReloadPending)
 			reload(relay);
-		if (!relay->foreign)
-			relay_read_control(relay);
+		relay_read_control(relay);
 
 		now = GetCurrentTimestamp();
 		if (relay->retry_at != 0 && relay->retry_at <= now)
@@ -385,7 +382,7 @@ run(Relay *relay)
 			relay->retry_at = 0;
 			relay->failed = false;
 		}
-		if (!relay->foreign && relay->retry_at == 0)
+		if (relay->retry_at == 0)
 			relay_producer_open(relay);
 		relay_producer_serve(relay);
 		note_connection(relay);
@@ -416,7 +413,7 @@ run(Relay *relay)
 				relay->ring_due > TimestampTzPlusMilliseconds(now, RING_INTERVAL_MS))
 				relay->ring_due = TimestampTzPlusMilliseconds(now, RING_INTERVAL_MS);
 		}
-		if (!relay->foreign && relay->ring_due != 0 && relay->ring_due <= now)
+		if (relay->ring_due != 0 && relay->ring_due <= now)
 		{
 			Progress	progress = window_progress(relay->window);
 
@@ -474,7 +471,7 @@ outbox_kafka_relay_main(Datum main_arg)
 		relay_drain(relay, SHUTDOWN_DRAIN_MS);
 	if (parked_is_finished(relay->parked))
 		parked_finish(relay, GetCurrentTimestamp());
-	if (!relay->foreign && !relay->superseded &&
+	if (!relay->superseded &&
 		window_delivered(relay->window) != relay->stored_delivered)
 		(void) relay_progress_store(relay, GetCurrentTimestamp());
 	proc_exit(0);

@@ -119,7 +119,6 @@ typedef struct Relay
 	uint64		repeated;
 	TimestampTz last_ack_at;
 	TimestampTz topics_reported_at;
-	bool		foreign;		/* continuity check failed */
 	bool		caught_up;		/* the last reading found the end */
 
 	/* how fast others commit, to choose how often to look */

@@ -66,7 +66,7 @@ relay_progress_is_due(Relay *relay, TimestampTz now, TimestampTz *due)
 	uint64		delivered = window_delivered(relay->window);
 
 	*due = 0;
-	if (relay->foreign || delivered == relay->stored_delivered)
+	if (delivered == relay->stored_delivered)
 		return false;
 
 	/* at the end of the work, for somebody who waits, or to stay in bounds */
