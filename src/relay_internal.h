@@ -157,6 +157,12 @@ extern void relay_drain(Relay *relay, int timeout_ms);
  */
 extern void relay_start(Relay *relay);
 
+/*
+ * The cursor takes the sequence's last value for the highest id drawn, and
+ * higher ids for later ones: an error if ALTER SEQUENCE made that untrue.
+ */
+extern void relay_check_sequence(const OutboxCatalog *catalog);
+
 /* Read pauses and parked keys again if somebody changed them. */
 extern void relay_read_control(Relay *relay);
 

@@ -236,6 +236,7 @@ open_batch(Relay *relay, const OutboxCatalog *catalog)
 	uint64		commits = pg_atomic_read_u64(&relay->slot->commits);
 
 	pg_memory_barrier();
+	relay_check_sequence(catalog);
 	bound = cursor_bound_take(catalog, CURSOR_NO_WAIT, relay->context);
 	if (bound == NULL)
 		return NULL;

@@ -23,12 +23,8 @@
 #include "relay_parked.h"
 #include "worker.h"
 
-/*
- * The cursor takes the sequence's last value for the highest id drawn, and
- * higher ids for later ones.
- */
-static void
-check_sequence(const OutboxCatalog *catalog)
+void
+relay_check_sequence(const OutboxCatalog *catalog)
 {
 	HeapTuple	tuple = SearchSysCache1(SEQRELID, ObjectIdGetDatum(catalog->sequence));
 	Form_pg_sequence form;
@@ -123,7 +119,7 @@ relay_start(Relay *relay)
 		worker_leave_idle();
 	}
 	relay->extension = catalog->extension;
-	check_sequence(catalog);
+	relay_check_sequence(catalog);
 	relay->database = MemoryContextStrdup(relay->context,
 										  get_database_name(MyDatabaseId));
 	relay->ring = segment_ring_load(catalog, relay->context);
