@@ -223,7 +223,9 @@ CREATE TABLE outbox.parked_message (
 	created_at timestamptz NOT NULL,
 	reason text NOT NULL,
 	error text,
-	parked_at timestamptz NOT NULL
+	parked_at timestamptz NOT NULL,
+	attempts integer NOT NULL DEFAULT 0,
+	next_try_at timestamptz
 );
 CREATE INDEX parked_message_event_id ON outbox.parked_message (event_id);
 COMMENT ON TABLE outbox.parked_message IS 'messages set aside; see the view outbox.parked';
@@ -236,9 +238,66 @@ COMMENT ON COLUMN outbox.parked_message.headers IS 'headers as published';
 COMMENT ON COLUMN outbox.parked_message.partition IS 'explicit partition';
 COMMENT ON COLUMN outbox.parked_message.correlation_id IS 'header correlation-id';
 COMMENT ON COLUMN outbox.parked_message.created_at IS 'when it was published';
-COMMENT ON COLUMN outbox.parked_message.reason IS 'restored: it came with a dump';
+COMMENT ON COLUMN outbox.parked_message.reason IS 'refused: by the broker; behind: an earlier one of its topic and key is parked; restored: it came with a dump or a copy';
 COMMENT ON COLUMN outbox.parked_message.error IS 'what the broker said, if it was asked';
 COMMENT ON COLUMN outbox.parked_message.parked_at IS 'when it was set aside';
+COMMENT ON COLUMN outbox.parked_message.attempts IS 'how often the broker refused it';
+COMMENT ON COLUMN outbox.parked_message.next_try_at IS 'when it is sent again; NULL: it waits for a decision or for an earlier one of its key';
+CREATE INDEX parked_message_key ON outbox.parked_message (topic, pg_catalog.md5(key), id);
+CREATE INDEX parked_message_next_try_at ON outbox.parked_message (next_try_at) WHERE next_try_at IS NOT NULL;
+
+CREATE FUNCTION outbox.wake_relay() RETURNS void
+	LANGUAGE c VOLATILE
+	AS 'MODULE_PATHNAME', 'outbox_kafka_wake_relay';
+COMMENT ON FUNCTION outbox.wake_relay() IS 'makes the relay look at what was decided, at commit';
+
+CREATE FUNCTION outbox.retry(topic text) RETURNS bigint
+	LANGUAGE sql VOLATILE STRICT SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+		WITH due AS (
+			UPDATE outbox.parked_message AS p SET next_try_at = pg_catalog.clock_timestamp()
+			WHERE p.topic = retry.topic AND p.reason <> 'restored'
+			RETURNING 1)
+		SELECT count(*) FROM due, (SELECT outbox.wake_relay() OFFSET 0) AS w
+	$$;
+COMMENT ON FUNCTION outbox.retry(text) IS 'send the parked messages of a topic again now; returns how many there are';
+
+CREATE FUNCTION outbox.retry(event_id uuid) RETURNS bigint
+	LANGUAGE sql VOLATILE STRICT SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+		WITH due AS (
+			UPDATE outbox.parked_message AS p SET next_try_at = pg_catalog.clock_timestamp()
+			WHERE p.event_id = retry.event_id AND p.reason <> 'restored'
+			RETURNING 1)
+		SELECT count(*) FROM due, (SELECT outbox.wake_relay() OFFSET 0) AS w
+	$$;
+COMMENT ON FUNCTION outbox.retry(uuid) IS 'send a parked message again now; returns how many there are';
+
+CREATE FUNCTION outbox.discard(event_id uuid) RETURNS bigint
+	LANGUAGE sql VOLATILE STRICT SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+		WITH gone AS (
+			DELETE FROM outbox.parked_message AS p WHERE p.event_id = discard.event_id RETURNING 1)
+		SELECT count(*) FROM gone, (SELECT outbox.wake_relay() OFFSET 0) AS w
+	$$;
+COMMENT ON FUNCTION outbox.discard(uuid) IS 'give up a parked message for ever; those behind it go on; returns how many there were';
+
+CREATE FUNCTION outbox.adopt() RETURNS bigint
+	LANGUAGE sql VOLATILE SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+		UPDATE outbox.parked_message AS b SET next_try_at = pg_catalog.clock_timestamp()
+			WHERE b.reason = 'behind';
+		WITH due AS (
+			UPDATE outbox.parked_message AS p SET next_try_at = pg_catalog.clock_timestamp()
+			WHERE p.reason = 'restored'
+			RETURNING 1)
+		SELECT count(*) FROM due, (SELECT outbox.wake_relay() OFFSET 0) AS w
+	$$;
+COMMENT ON FUNCTION outbox.adopt() IS 'release the messages that a dump or a copy brought, in the order of their ids; returns how many there are';
 
 -- ---------------------------------------------------------------------------
 -- Publishing
@@ -423,20 +482,29 @@ CREATE VIEW outbox.pending AS
 COMMENT ON VIEW outbox.pending IS 'committed messages not known to be delivered, in the order they go out';
 
 CREATE VIEW outbox.parked AS
-	SELECT id, event_id, topic, reason, error, parked_at, created_at FROM outbox.parked_message;
+	SELECT id, event_id, topic, reason, error, attempts, parked_at, next_try_at, created_at
+	FROM outbox.parked_message;
 COMMENT ON VIEW outbox.parked IS 'messages set aside, with the reason';
 
 CREATE VIEW outbox.message_status AS
 	SELECT m.event_id, m.id, m.topic,
-		   CASE WHEN pg_catalog.pg_visible_in_snapshot(m.xid, s.done)
+		   CASE WHEN q.id IS NOT NULL THEN 'parked'
+				WHEN pg_catalog.pg_visible_in_snapshot(m.xid, s.done)
 				  OR coalesce(pg_catalog.pg_visible_in_snapshot(m.xid, s.batch)
 							  AND m.id OPERATOR(pg_catalog.<=) p.position, false)
 				THEN 'published' ELSE 'pending' END AS status,
 		   m.correlation_id, m.created_at
-	FROM outbox.message AS m, outbox.relay_state AS s, outbox.relay_position AS p
+	FROM outbox.message AS m
+		 LEFT JOIN outbox.parked_message AS q ON q.id OPERATOR(pg_catalog.=) m.id
+			   AND q.event_id OPERATOR(pg_catalog.=) m.event_id,
+		 outbox.relay_state AS s, outbox.relay_position AS p
 	WHERE s.cursor_id OPERATOR(pg_catalog.=) 0 AND p.cursor_id OPERATOR(pg_catalog.=) 0
 	UNION ALL
-	SELECT event_id, id, topic, 'parked', correlation_id, created_at FROM outbox.parked_message;
+	SELECT q.event_id, q.id, q.topic, 'parked', q.correlation_id, q.created_at
+	FROM outbox.parked_message AS q
+	WHERE NOT EXISTS (SELECT FROM outbox.message AS m
+					  WHERE m.event_id OPERATOR(pg_catalog.=) q.event_id
+						AND m.id OPERATOR(pg_catalog.=) q.id);
 COMMENT ON VIEW outbox.message_status IS 'every retained message: pending, published or parked';
 
 CREATE FUNCTION outbox.status(event_id uuid) RETURNS text

@@ -177,4 +177,15 @@ compat_oldest_clog_xid(void)
 #endif
 }
 
+/* 18: whether a deferrable one counts became a choice */
+static inline Oid
+compat_primary_key_index(Relation rel)
+{
+#if PG_VERSION_NUM >= 180000
+	return RelationGetPrimaryKeyIndex(rel, false);
+#else
+	return RelationGetPrimaryKeyIndex(rel);
+#endif
+}
+
 #endif							/* OUTBOX_COMPAT_H */

@@ -1,7 +1,8 @@
 /*
  * control.c
  *	  Steering the relay from SQL. What is paused stands in
- *	  outbox.relay_control; the relay is told at commit to read it again.
+ *	  outbox.relay_control, what is set aside in outbox.parked_message; the
+ *	  relay is told at commit to read them again.
  */
 #include "postgres.h"
 
@@ -11,6 +12,7 @@
 #include "wakeup.h"
 
 PG_FUNCTION_INFO_V1(outbox_kafka_relay_control_changed);
+PG_FUNCTION_INFO_V1(outbox_kafka_wake_relay);
 
 /*
  * AFTER trigger of outbox.relay_control.
@@ -26,4 +28,12 @@ outbox_kafka_relay_control_changed(PG_FUNCTION_ARGS)
 	wakeup_mark_control();
 
 	PG_RETURN_POINTER(NULL);
+}
+
+/* For the functions that decide about parked messages. */
+Datum
+outbox_kafka_wake_relay(PG_FUNCTION_ARGS)
+{
+	wakeup_mark_control();
+	PG_RETURN_VOID();
 }

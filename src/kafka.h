@@ -173,6 +173,9 @@ extern void kafka_headers_add(KafkaHeaders *headers,
 							  const char *name, int name_length,
 							  const void *value, int value_length);
 
+/* Whether the broker refuses the time of a record. */
+extern bool kafka_error_is_timestamp(int code);
+
 /* What a code means, in English. Static memory. */
 extern const char *kafka_error_text(int code);
 

@@ -234,7 +234,7 @@ record_topic(RelayTopics *topics, TupleTableSlot *slot)
 
 bool
 record_build(TupleTableSlot *slot, RelayTopic *topic, TimestampTz now,
-			 KafkaRecord *record, WindowEntry *entry)
+			 bool dated_now, KafkaRecord *record, WindowEntry *entry)
 {
 	TimestampTz created_at;
 	int64		created_ms;
@@ -275,8 +275,9 @@ record_build(TupleTableSlot *slot, RelayTopic *topic, TimestampTz now,
 	/* brokers refuse times ahead of theirs, with the whole batch */
 	created_at = DatumGetTimestampTz(value_of(slot, Anum_outbox_message_created_at));
 	created_ms = unix_ms(created_at);
-	record->timestamp_ms = (guc_record_timestamp == RECORD_TIMESTAMP_CREATED) ?
-		Min(created_ms, now_ms) : now_ms;
+	record->timestamp_ms = now_ms;
+	if (guc_record_timestamp == RECORD_TIMESTAMP_CREATED && !dated_now)
+		record->timestamp_ms = Min(created_ms, now_ms);
 
 	record->headers = build_headers(slot, topic, record->timestamp_ms == created_ms);
 

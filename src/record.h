@@ -20,12 +20,12 @@ extern RelayTopic *record_topic(RelayTopics *topics, TupleTableSlot *slot);
  * Fill record and what the window has to remember of it (not its topic). The
  * topic is resolved. Pointers go into the slot or the current memory context,
  * which the caller resets; record->headers is the caller's until it is
- * produced. now: no record is dated later. False: the row asks for a partition that the topic does not have;
+ * produced. now: no record is dated later, and dated_now asks for it. False: the row asks for a partition that the topic does not have;
  * record->partition says which.
  */
 extern bool record_build(TupleTableSlot *slot, RelayTopic *topic,
-						 TimestampTz now, KafkaRecord *record,
-						 WindowEntry *entry);
+						 TimestampTz now, bool dated_now,
+						 KafkaRecord *record, WindowEntry *entry);
 
 /* The event id of a row as text, for messages to the administrator. */
 extern char *record_event_id(TupleTableSlot *slot);

@@ -24,29 +24,23 @@
  */
 #include "postgres.h"
 
-#include "access/htup_details.h"
 #include "access/transam.h"
 #include "access/xact.h"
-#include "access/xlog.h"
-#include "catalog/pg_sequence.h"
-#include "commands/dbcommands.h"
-#include "executor/spi.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
-#include "storage/lmgr.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
-#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
 #include "guc.h"
 #include "relay.h"
 #include "relay_internal.h"
+#include "relay_parked.h"
 #include "worker.h"
 
 /* Look for messages this often even if nobody says that there are any. */
@@ -145,118 +139,11 @@ wait_for_events(Relay *relay, bool reports, long timeout_ms)
 	(void) WaitEventSetWait(set, timeout_ms, &event, 1, wait_event);
 }
 
-/* ---- start ---- */
-
-/*
- * The cursor takes the sequence's last value for the highest id drawn, and
- * higher ids for later ones.
- */
-static void
-check_sequence(const OutboxCatalog *catalog)
-{
-	HeapTuple	tuple = SearchSysCache1(SEQRELID, ObjectIdGetDatum(catalog->sequence));
-	Form_pg_sequence form;
-
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for sequence %u", catalog->sequence);
-	form = (Form_pg_sequence) GETSTRUCT(tuple);
-	if (form->seqincrement != 1 || form->seqcache != 1 || form->seqcycle)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("sequence outbox.message_id was altered, messages cannot be told apart by their ids any more"),
-				 errhint("ALTER SEQUENCE outbox.message_id INCREMENT 1 CACHE 1 NO CYCLE;")));
-	ReleaseSysCache(tuple);
-}
-
-/* Load what the last relay left. Returns false if that is not ours to use. */
-static bool
-load(Relay *relay)
-{
-	const OutboxCatalog *catalog;
-	Progress	progress = {0};
-	ProgressResult result;
-
-	relay_begin(relay);
-	catalog = catalog_get(true);
-	if (catalog == NULL)
-	{
-		relay_commit(relay);
-		worker_leave_idle();
-	}
-	relay->extension = catalog->extension;
-	check_sequence(catalog);
-	relay->database = MemoryContextStrdup(relay->context,
-										  get_database_name(MyDatabaseId));
-	relay->ring = segment_ring_load(catalog, relay->context);
-	result = progress_read(catalog, MAIN_CURSOR, CURSOR_NO_WAIT, &progress,
-						   relay->context);
-	relay_commit(relay);
-
-	switch (result)
-	{
-		case PROGRESS_OK:
-			break;
-		case PROGRESS_BUSY:
-			ereport(ERROR,
-					(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
-					 errmsg("could not read the relay's progress, its table is locked")));
-			break;
-		case PROGRESS_MISSING:
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("the relay's row in outbox.relay_state or outbox.relay_position is gone")));
-			break;
-		case PROGRESS_FOREIGN:
-			relay->foreign = true;
-			break;
-	}
-	relay->window = window_create(guc_max_in_flight, &progress, relay->context);
-	relay->batch_insert_lsn = GetXLogInsertRecPtr();
-	relay_progress_start(relay);
-	return !relay->foreign;
-}
-
-/* pause() and resume() */
-static void
-read_control(Relay *relay)
-{
-	const OutboxCatalog *catalog;
-	uint32		generation = pg_atomic_read_u32(&relay->slot->control_generation);
-
-	if (relay->control_known && generation == relay->control_seen)
-		return;
-	pg_memory_barrier();
-
-	relay_begin(relay);
-	catalog = relay_catalog(relay);
-	if (catalog == NULL ||
-		!ConditionalLockRelationOid(catalog->relay_control, AccessShareLock))
-	{
-		/* whether to send is not known: do not, until it is */
-		relay_commit(relay);
-		relay->retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 100);
-		return;
-	}
-	SPI_connect();
-	if (SPI_execute("SELECT 1 FROM outbox.relay_control"
-					" WHERE topic OPERATOR(pg_catalog.=) '*'", true, 1) != SPI_OK_SELECT)
-		elog(ERROR, "could not read outbox.relay_control");
-	relay->paused = SPI_processed > 0;
-	SPI_finish();
-	relay_commit(relay);
-
-	relay->control_seen = generation;
-	relay->control_known = true;
-	relay->look_at = 0;
-}
-
 /* ---- the loop ---- */
 
 static RelayState
 present_state(const Relay *relay)
 {
-	if (relay->foreign)
-		return RELAY_STOPPED_FOREIGN;
 	if (guc_bootstrap_servers[0] == '\0')
 		return RELAY_UNCONFIGURED;
 	if (relay->failures > 0)
@@ -322,12 +209,21 @@ pace(const Relay *relay)
 static bool
 may_read(const Relay *relay)
 {
-	return !relay->foreign && !relay->paused && !relay->reset_needed &&
+	return !relay->paused && !relay->reset_needed &&
 		relay->producer != NULL &&
 		relay->retry_at == 0 &&
 		(kafka_producer_is_connected(relay->producer) ||
 		 window_oldest(relay->window) == NULL) &&
 		relay_has_room(relay);
+}
+
+/* One that is refused ends the producer: not while others are looked into. */
+static bool
+may_send_parked(const Relay *relay)
+{
+	return !relay->paused && !relay->reset_needed &&
+		relay->producer != NULL && relay->retry_at == 0 && relay->cautious == 0 &&
+		kafka_producer_is_connected(relay->producer);
 }
 
 /* A connection that comes up makes it worth while to ask for a topic at once. */
@@ -402,8 +298,15 @@ sleep_until_needed(Relay *relay, TimestampTz now, TimestampTz progress_due,
 	timeout = until(now, progress_due, timeout);
 	timeout = until(now, relay->ring_due, timeout);
 	timeout = until(now, relay->retry_at, timeout);
+	if (may_send_parked(relay) && parked_in_flight(relay->parked) == 0)
+		timeout = until(now, parked_due(relay->parked), timeout);
 	if (relay->reset_needed)
 		timeout = until(now, relay->reset_by, timeout);
+
+	/* it was dropped just now, and there is no reason to wait */
+	if (relay->producer == NULL && relay->retry_at == 0 &&
+		guc_bootstrap_servers[0] != '\0')
+		timeout = 0;
 
 	if (reading && interval > 0)
 	{
@@ -415,7 +318,9 @@ sleep_until_needed(Relay *relay, TimestampTz now, TimestampTz progress_due,
 	if (reading)
 	{
 		timeout = until(now, relay->look_at, timeout);
-		if (in_flight && pg_atomic_read_u32(&relay->slot->waiters) == 0)
+		if (in_flight && relay->cautious == 0 &&
+			parked_in_flight(relay->parked) == 0 &&
+			pg_atomic_read_u32(&relay->slot->waiters) == 0)
 		{
 			reports = false;
 			timeout = Min(timeout, REPORTS_INTERVAL_MS);
@@ -436,7 +341,8 @@ relay_drain(Relay *relay, int timeout_ms)
 {
 	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms);
 
-	while (relay->producer != NULL && window_in_flight(relay->window) > 0 &&
+	while (relay->producer != NULL &&
+		   window_in_flight(relay->window) + parked_in_flight(relay->parked) > 0 &&
 		   kafka_producer_is_connected(relay->producer))
 	{
 		TimestampTz now = GetCurrentTimestamp();
@@ -468,8 +374,7 @@ run(Relay *relay)
 			break;
 		if (ConfigReloadPending)
 			reload(relay);
-		if (!relay->foreign)
-			read_control(relay);
+		relay_read_control(relay);
 
 		now = GetCurrentTimestamp();
 		if (relay->retry_at != 0 && relay->retry_at <= now)
@@ -477,12 +382,17 @@ run(Relay *relay)
 			relay->retry_at = 0;
 			relay->failed = false;
 		}
-		if (!relay->foreign && relay->retry_at == 0)
+		if (relay->retry_at == 0)
 			relay_producer_open(relay);
 		relay_producer_serve(relay);
 		note_connection(relay);
 		measure_rate(relay, now);
 		check_safety_net(relay, now);
+
+		if (parked_is_finished(relay->parked))
+			parked_finish(relay, now);
+		if (may_send_parked(relay))
+			parked_send(relay, now);
 
 		reading = may_read(relay);
 		if (reading && has_news(relay, now) &&
@@ -503,7 +413,7 @@ run(Relay *relay)
 				relay->ring_due > TimestampTzPlusMilliseconds(now, RING_INTERVAL_MS))
 				relay->ring_due = TimestampTzPlusMilliseconds(now, RING_INTERVAL_MS);
 		}
-		if (!relay->foreign && relay->ring_due != 0 && relay->ring_due <= now)
+		if (relay->ring_due != 0 && relay->ring_due <= now)
 		{
 			Progress	progress = window_progress(relay->window);
 
@@ -541,6 +451,7 @@ outbox_kafka_relay_main(Datum main_arg)
 	relay->row_context = AllocSetContextCreate(context, "outbox relay row",
 											   ALLOCSET_DEFAULT_SIZES);
 	relay->topics = relay_topics_create(context);
+	relay->parked = parked_create(context);
 
 	/* progress that is lost only repeats messages; see relay_progress.c */
 	SetConfigOption("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION);
@@ -548,13 +459,8 @@ outbox_kafka_relay_main(Datum main_arg)
 	relay_set_wait_events(relay);
 	relay->ring_due = GetCurrentTimestamp();
 	MemoryContextSwitchTo(relay->loop_context);
-	if (!load(relay))
-	{
-		relay->ring_due = 0;
-		shmem_set_error(slot, "this database is a copy, its progress was written elsewhere: nothing is sent");
-	}
-	else
-		pg_atomic_write_u32(&slot->current_segment,
+	relay_start(relay);
+	pg_atomic_write_u32(&slot->current_segment,
 							(uint32) segment_ring_current(relay->ring));
 
 	pgstat_report_activity(STATE_IDLE, NULL);
@@ -563,7 +469,9 @@ outbox_kafka_relay_main(Datum main_arg)
 	/* an orderly end: wait a little for acknowledgements, keep what came */
 	if (!relay->superseded)
 		relay_drain(relay, SHUTDOWN_DRAIN_MS);
-	if (!relay->foreign && !relay->superseded &&
+	if (parked_is_finished(relay->parked))
+		parked_finish(relay, GetCurrentTimestamp());
+	if (!relay->superseded &&
 		window_delivered(relay->window) != relay->stored_delivered)
 		(void) relay_progress_store(relay, GetCurrentTimestamp());
 	proc_exit(0);

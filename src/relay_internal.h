@@ -3,8 +3,10 @@
  *	  The relay's own state, shared by the files relay*.c and nobody else.
  *
  *	relay.c				the main loop: life, settings, when to sleep
+ *	relay_start.c		what is read before anything is sent
  *	relay_read.c		reading messages and handing them to the producer
  *	relay_producer.c	making, serving, losing and dropping the producer
+ *	relay_parked.c		messages set aside
  *	relay_progress.c	storing progress, reporting to shared memory
  */
 #ifndef OUTBOX_RELAY_INTERNAL_H
@@ -51,6 +53,8 @@ typedef struct Relay
 
 	/* noted by the producer's event handlers, which cannot report */
 	KafkaErrorClass refusal;	/* of the first message refused */
+	int			refusal_code;
+	int64		refused_id;
 	RelayTopic *refused_topic;
 	char		refusal_text[SLOT_ERROR_LENGTH];
 	bool		event_pending;
@@ -86,6 +90,16 @@ typedef struct Relay
 	TimestampTz retry_at;		/* 0: nothing is waited for */
 	char		last_failure[SLOT_ERROR_LENGTH];
 
+	/* messages set aside, see relay_parked.h */
+	struct ParkedMessages *parked;
+	RelayTopic *parked_unresolved;	/* topic of one, to be resolved */
+	int64		park_id;		/* refused alone: park it when it is read, or 0 */
+	char		park_error[KAFKA_ERROR_LENGTH];
+	int64		dated_now_id;	/* refused for its time: send it with now's */
+	bool		parked_some;	/* in the transaction under way */
+	uint64		parked_count;	/* delivered to the window, but not to Kafka */
+	bool		parked_refused; /* one of them was: the producer is dead */
+
 	/* pause() */
 	bool		paused;
 	uint32		control_seen;
@@ -105,7 +119,6 @@ typedef struct Relay
 	uint64		repeated;
 	TimestampTz last_ack_at;
 	TimestampTz topics_reported_at;
-	bool		foreign;		/* continuity check failed */
 	bool		caught_up;		/* the last reading found the end */
 
 	/* how fast others commit, to choose how often to look */
@@ -136,6 +149,23 @@ extern const OutboxCatalog *relay_catalog(Relay *relay);
 /* Serve reports until nothing is in flight, for at most timeout_ms. */
 extern void relay_drain(Relay *relay, int timeout_ms);
 
+/* relay_start.c */
+
+/*
+ * Read what the last relay left, and make the window from it. Errors end the
+ * process: another one tries again later.
+ */
+extern void relay_start(Relay *relay);
+
+/*
+ * The cursor takes the sequence's last value for the highest id drawn, and
+ * higher ids for later ones: an error if ALTER SEQUENCE made that untrue.
+ */
+extern void relay_check_sequence(const OutboxCatalog *catalog);
+
+/* Read pauses and parked keys again if somebody changed them. */
+extern void relay_read_control(Relay *relay);
+
 /* relay_read.c */
 extern ReadResult relay_read(Relay *relay);
 extern bool relay_has_room(const Relay *relay);
@@ -155,19 +185,27 @@ extern void relay_producer_close(Relay *relay);
 extern bool relay_producer_is_outdated(const Relay *relay);
 
 /*
- * Sending cannot go on as it is: record why, and try again later. topic: whose
- * fault it is, or NULL. reset: the producer is to be replaced. text names
- * topic and message, never a payload.
+ * Sending cannot go on: record why, and try again later. topic: whose fault it
+ * is, or NULL. text names topic and message, never a payload.
  */
-extern void relay_fail(Relay *relay, RelayTopic *topic, const char *text,
-					   bool reset);
+extern void relay_fail(Relay *relay, RelayTopic *topic, const char *text);
 
 /* relay_progress.c */
 extern void relay_progress_start(Relay *relay);
 
 /* Whether progress is to be stored now; else when (0: nothing to store). */
 extern bool relay_progress_is_due(Relay *relay, TimestampTz now, TimestampTz *due);
+
+/* Store it. False: a lock was not to be had, try again soon. */
 extern bool relay_progress_store(Relay *relay, TimestampTz now);
+
+/*
+ * The same in two parts: in the caller's transaction, flushed to disk at its
+ * commit; and after it. False from the first: a lock was not to be had.
+ */
+extern bool relay_progress_write(Relay *relay, const OutboxCatalog *catalog,
+								 bool flush);
+extern void relay_progress_written(Relay *relay, TimestampTz now, bool flushed);
 extern void relay_report(Relay *relay, RelayState state, TimestampTz now);
 
 #endif							/* OUTBOX_RELAY_INTERNAL_H */

@@ -17,6 +17,7 @@
 
 #include "guc.h"
 #include "relay_internal.h"
+#include "relay_parked.h"
 
 /* Between tries after a failure: doubled each time, up to the maximum. */
 #define RETRY_MIN_MS 500
@@ -37,9 +38,19 @@ static void
 delivered(void *arg, const KafkaDelivery *delivery)
 {
 	Relay	   *relay = (Relay *) arg;
-	WindowEntry *entry = window_entry(relay->window, delivery->tag);
+	WindowEntry *entry;
 	RelayTopic *topic;
 
+	if (delivery->tag & PARKED_TAG)
+	{
+		parked_delivered(relay->parked, delivery->tag, delivery);
+		if (delivery->class != KAFKA_ERROR_NONE &&
+			delivery->class != KAFKA_ERROR_PURGED)
+			relay->parked_refused = true;
+		return;
+	}
+
+	entry = window_entry(relay->window, delivery->tag);
 	if (entry == NULL || entry->acknowledged)
 		return;
 	topic = (RelayTopic *) entry->topic;
@@ -59,6 +70,8 @@ delivered(void *arg, const KafkaDelivery *delivery)
 	if (relay->refusal == KAFKA_ERROR_NONE || relay->refusal == KAFKA_ERROR_PURGED)
 	{
 		relay->refusal = delivery->class;
+		relay->refusal_code = delivery->code;
+		relay->refused_id = entry->id;
 		relay->refused_topic = topic;
 		snprintf(relay->refusal_text, sizeof(relay->refusal_text),
 				 "message " INT64_FORMAT " to topic \"%s\" partition %d: %s",
@@ -182,7 +195,7 @@ relay_producer_open(Relay *relay)
 	relay->producer = open_producer = kafka_producer_create(&config, &error);
 	if (relay->producer == NULL)
 	{
-		relay_fail(relay, NULL, error.message, false);
+		relay_fail(relay, NULL, error.message);
 		return;
 	}
 
@@ -196,11 +209,52 @@ relay_producer_open(Relay *relay)
 	relay_set_wait_events(relay);
 }
 
+/*
+ * All that a failed producer had to report has come: what was it?
+ *
+ * A broker refuses a whole batch for one of its records. If there was only one
+ * in flight, it is the one: it is tried with another time if that was the
+ * reason, else it is parked. If there were more, any of them can be it, and
+ * all are sent one by one: the good ones get through, and trying the bad one
+ * again repeats no other.
+ */
+static void
+judge(Relay *relay)
+{
+	KafkaError	error;
+
+	if (relay->refusal == KAFKA_ERROR_RECORD)
+	{
+		int			suspects = window_in_flight(relay->window) +
+			window_acknowledged_out_of_order(relay->window);
+
+		if (relay->cautious == 0)
+			relay->cautious = Max(suspects, 1);
+		else if (kafka_error_is_timestamp(relay->refusal_code) &&
+				 relay->dated_now_id != relay->refused_id)
+			relay->dated_now_id = relay->refused_id;
+		else
+		{
+			relay->park_id = relay->refused_id;
+			strlcpy(relay->park_error, kafka_error_text(relay->refusal_code),
+					sizeof(relay->park_error));
+		}
+	}
+	else if (relay->refusal != KAFKA_ERROR_NONE &&
+			 relay->refusal != KAFKA_ERROR_PURGED)
+		relay_fail(relay, relay->refused_topic, relay->refusal_text);
+	else if (relay->parked_refused)
+		;						/* a parked message still is not welcome */
+	else if (kafka_producer_is_dead(relay->producer, &error))
+		relay_fail(relay, NULL, error.message);
+	else
+		relay_fail(relay, relay->refused_topic, relay->refusal_text);
+}
+
 void
 relay_producer_serve(Relay *relay)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	KafkaError	error;
 
 	relay->last_ack_at = now;
 	if (relay->producer == NULL)
@@ -209,25 +263,24 @@ relay_producer_serve(Relay *relay)
 		;
 	report_events(relay, now);
 
-	if (!relay->reset_needed)
+	if (!relay->reset_needed &&
+		(relay->refusal != KAFKA_ERROR_NONE || relay->parked_refused ||
+		 kafka_producer_is_dead(relay->producer, NULL)))
 	{
-		/* what a refused message says is worth more than the client's view */
-		if (relay->refusal != KAFKA_ERROR_NONE &&
-			relay->refusal != KAFKA_ERROR_PURGED)
-			relay_fail(relay, relay->refused_topic, relay->refusal_text, true);
-		else if (kafka_producer_is_dead(relay->producer, &error))
-			relay_fail(relay, NULL, error.message, true);
-		else if (relay->refusal != KAFKA_ERROR_NONE)
-			relay_fail(relay, relay->refused_topic, relay->refusal_text, true);
-		else if (window_has_delivered(relay->window, relay->failed_tag))
-			relay->failures = 0;	/* what failed before went through */
+		/* what it still has to report says more: wait a little for it */
+		relay->reset_needed = true;
+		relay->reset_by = TimestampTzPlusMilliseconds(now, RESET_DRAIN_MS);
 	}
+	else if (window_has_delivered(relay->window, relay->failed_tag))
+		relay->failures = 0;	/* what failed before went through */
 
-	/* all that could still be reported has been: start anew */
 	if (relay->reset_needed &&
 		(kafka_producer_outstanding(relay->producer) == 0 ||
 		 now >= relay->reset_by))
+	{
+		judge(relay);
 		relay_producer_close(relay);
+	}
 }
 
 void
@@ -238,16 +291,11 @@ relay_producer_close(Relay *relay)
 	if (relay->producer == NULL)
 		return;
 
-	/*
-	 * Any of what was in flight can be what a broker refuses, and it refuses
-	 * whole batches. Sent one by one, the good ones get through, the bad one
-	 * is named, and trying it again repeats no other.
-	 */
 	unfinished = window_in_flight(relay->window) +
 		window_acknowledged_out_of_order(relay->window);
 	relay->repeated += unfinished;
 	if (unfinished > 0)
-		ereport(LOG,
+		ereport(relay->cautious > 0 ? DEBUG1 : LOG,
 				(errmsg("outbox_kafka closes a producer with %d messages not acknowledged in order",
 						unfinished),
 				 errdetail("They are sent again.")));
@@ -256,9 +304,9 @@ relay_producer_close(Relay *relay)
 	open_producer = NULL;
 	kafka_producer_destroy(relay->producer);
 	relay->producer = NULL;
-	if (relay->reset_needed)
-		relay->cautious = Max(unfinished, 1);
 	relay->reset_needed = false;
+	relay->parked_refused = false;
+	parked_forget_producer(relay->parked);
 	relay->refusal = KAFKA_ERROR_NONE;
 	relay->unresolved = NULL;
 	relay->unresolved_since = 0;
@@ -268,7 +316,7 @@ relay_producer_close(Relay *relay)
 }
 
 void
-relay_fail(Relay *relay, RelayTopic *topic, const char *text, bool reset)
+relay_fail(Relay *relay, RelayTopic *topic, const char *text)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	int			wait = RETRY_MIN_MS << Min(relay->failures, 6);
@@ -278,11 +326,6 @@ relay_fail(Relay *relay, RelayTopic *topic, const char *text, bool reset)
 	relay->failures++;
 	relay->failed_tag = window_next_tag(relay->window);
 	relay->retry_at = TimestampTzPlusMilliseconds(now, wait);
-	if (reset)
-	{
-		relay->reset_needed = true;
-		relay->reset_by = TimestampTzPlusMilliseconds(now, RESET_DRAIN_MS);
-	}
 	shmem_set_error(relay->slot, text);
 	if (topic != NULL)
 		relay_topic_failed(topic, text);

@@ -66,7 +66,7 @@ relay_progress_is_due(Relay *relay, TimestampTz now, TimestampTz *due)
 	uint64		delivered = window_delivered(relay->window);
 
 	*due = 0;
-	if (relay->foreign || delivered == relay->stored_delivered)
+	if (delivered == relay->stored_delivered)
 		return false;
 
 	/* at the end of the work, for somebody who waits, or to stay in bounds */
@@ -81,40 +81,33 @@ relay_progress_is_due(Relay *relay, TimestampTz now, TimestampTz *due)
 	return *due <= now;
 }
 
-/* False: a lock was not to be had, try again soon. */
 bool
-relay_progress_store(Relay *relay, TimestampTz now)
+relay_progress_write(Relay *relay, const OutboxCatalog *catalog, bool flush)
 {
-	uint64		delivered = window_delivered(relay->window);
 	Progress	progress = window_progress(relay->window);
-	const OutboxCatalog *catalog;
-	ProgressResult result = PROGRESS_BUSY;
-	bool		flush;
+	ProgressResult result;
 
-	note_flushed(relay);
-	flush = delivered - relay->flushed_delivered >= (uint64) guc_max_in_flight;
-
-	relay_begin(relay);
-	catalog = relay_catalog(relay);
-
-	if (catalog != NULL)
-		result = progress_write(catalog, MAIN_CURSOR, &progress,
-								progress.done != relay->stored_done ||
-								progress.batch != relay->stored_batch);
+	result = progress_write(catalog, MAIN_CURSOR, &progress,
+							progress.done != relay->stored_done ||
+							progress.batch != relay->stored_batch);
 	if (result == PROGRESS_MISSING)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("the relay's row in outbox.relay_state or outbox.relay_position is gone")));
 	if (flush)
 		ForceSyncCommit();
-	relay_commit(relay);
+	return result == PROGRESS_OK;
+}
+
+void
+relay_progress_written(Relay *relay, TimestampTz now, bool flushed)
+{
+	Progress	progress = window_progress(relay->window);
+	uint64		delivered = window_delivered(relay->window);
 
 	relay->stored_at = now;
-	if (result != PROGRESS_OK)
-		return false;
-
 	relay->stored_delivered = delivered;
-	if (flush)
+	if (flushed)
 	{
 		relay->flushed_delivered = delivered;
 		relay->flushing_lsn = InvalidXLogRecPtr;
@@ -126,7 +119,30 @@ relay_progress_store(Relay *relay, TimestampTz now)
 	}
 	remember_bounds(relay, &progress);
 	ConditionVariableBroadcast(&relay->slot->progress_cv);
-	return true;
+}
+
+bool
+relay_progress_store(Relay *relay, TimestampTz now)
+{
+	const OutboxCatalog *catalog;
+	bool		stored = false;
+	bool		flush;
+
+	note_flushed(relay);
+	flush = window_delivered(relay->window) - relay->flushed_delivered >=
+		(uint64) guc_max_in_flight;
+
+	relay_begin(relay);
+	catalog = relay_catalog(relay);
+	if (catalog != NULL)
+		stored = relay_progress_write(relay, catalog, flush);
+	relay_commit(relay);
+
+	if (stored)
+		relay_progress_written(relay, now, flush);
+	else
+		relay->stored_at = now;
+	return stored;
 }
 
 void
@@ -148,7 +164,9 @@ relay_report(Relay *relay, RelayState state, TimestampTz now)
 	if (delivered > relay->reported_delivered)
 	{
 		pg_atomic_fetch_add_u64(&slot->published,
-								(int64) (delivered - relay->reported_delivered));
+								(int64) (delivered - relay->reported_delivered -
+										 relay->parked_count));
+		relay->parked_count = 0;
 		pg_atomic_write_u64(&slot->last_id,
 							(uint64) window_highest_delivered(relay->window));
 		pg_atomic_write_u64(&slot->last_ack_at, (uint64) relay->last_ack_at);

@@ -22,6 +22,7 @@
 #include "guc.h"
 #include "record.h"
 #include "relay_internal.h"
+#include "relay_parked.h"
 
 /* Rows of a chunk: events of the producer are served in between. */
 #define CHUNK_ROWS 2000
@@ -31,6 +32,9 @@
 #define TOPIC_RETRY_MS 100
 #define TOPIC_RETRY_AWAY_MS 1000
 #define TOPIC_PROPAGATION_MS 5000
+
+/* An answer about partitions that is so old may be outdated. */
+#define PARTITION_ANSWER_MS 1000
 
 /* Whether not one more message may be sent now. */
 static bool
@@ -86,7 +90,7 @@ resolve(Relay *relay)
 		relay->unresolved = NULL;
 		relay->unresolved_since = 0;
 		relay_fail(relay, topic,
-				   psprintf("topic \"%s\": %s", topic->name, error.message), false);
+				   psprintf("topic \"%s\": %s", topic->name, error.message));
 	}
 	return false;
 }
@@ -97,6 +101,38 @@ describe(const CursorRow *row, const RelayTopic *topic, const char *reason)
 {
 	return psprintf("message " INT64_FORMAT " (event %s) to topic \"%s\": %s",
 					row->id, record_event_id(row->slot), topic->name, reason);
+}
+
+/*
+ * Put a row aside: refused by the broker (why), or behind another one of its
+ * key (NULL). For the window it is delivered; that is stored in the same
+ * transaction.
+ */
+static void
+park_row(Relay *relay, const CursorRow *row, RelayTopic *topic, const char *why)
+{
+	WindowEntry entry = {0};
+	uint64		tag = window_next_tag(relay->window);
+
+	parked_add(relay->parked, row, topic->name, why ? "refused" : "behind", why);
+	relay->parked_some = true;
+
+	entry.id = row->id;
+	entry.topic = topic;
+	window_sent(relay->window, &entry);
+	window_acknowledge(relay->window, tag);
+
+	if (relay->cautious > 0)
+		relay->cautious--;
+	relay->parked_count++;
+	if (why != NULL)
+	{
+		relay_topic_failed(topic, why);
+		ereport(WARNING,
+				(errmsg("outbox_kafka parks %s", describe(row, topic, why)),
+				 errdetail("Later messages of the same topic and key queue behind it. It is tried again from time to time."),
+				 errhint("See outbox.parked; outbox.retry() and outbox.discard() decide.")));
+	}
 }
 
 /*
@@ -117,15 +153,31 @@ send_row_in_context(Relay *relay, const CursorRow *row, TimestampTz now)
 		relay->unresolved = topic;
 		return false;
 	}
-	if (!record_build(row->slot, topic, now, &record, &entry))
+	if (row->id == relay->park_id)
 	{
-		relay_fail(relay, topic,
-				   describe(row, topic,
-							psprintf("partition %d does not exist, the topic has %d",
-									 record.partition, topic->partitions)),
-				   false);
-		topic->partitions_at = 0;	/* perhaps it has more by the next try */
-		return false;
+		park_row(relay, row, topic, relay->park_error);
+		relay->park_id = 0;
+		return true;
+	}
+	if (!record_build(row->slot, topic, now, row->id == relay->dated_now_id,
+					  &record, &entry))
+	{
+		/* perhaps the topic has more partitions by now: ask once */
+		if (TimestampDifferenceExceeds(topic->partitions_at, now, PARTITION_ANSWER_MS))
+		{
+			relay->unresolved = topic;
+			return false;
+		}
+		park_row(relay, row, topic,
+				 psprintf("partition %d does not exist, the topic has %d",
+						  record.partition, topic->partitions));
+		return true;
+	}
+	if (parked_blocks(relay->parked, topic->name, record.key, record.key_length))
+	{
+		kafka_headers_free(record.headers);
+		park_row(relay, row, topic, NULL);
+		return true;
 	}
 
 	durability_ensure(row->xid, relay->batch_insert_lsn);
@@ -141,13 +193,18 @@ send_row_in_context(Relay *relay, const CursorRow *row, TimestampTz now)
 			kafka_headers_free(record.headers);
 			relay->retry_at = TimestampTzPlusMilliseconds(now, 5);
 			return false;
-		case KAFKA_ERROR_CLIENT:
+		case KAFKA_ERROR_RECORD:
 			kafka_headers_free(record.headers);
-			relay_fail(relay, topic, error.message, true);
+			park_row(relay, row, topic, error.message);
+			return true;
+		case KAFKA_ERROR_CLIENT:
+			/* its reports, served next, say why */
+			kafka_headers_free(record.headers);
+			relay->retry_at = TimestampTzPlusMilliseconds(now, 1);
 			return false;
 		default:
 			kafka_headers_free(record.headers);
-			relay_fail(relay, topic, describe(row, topic, error.message), false);
+			relay_fail(relay, topic, describe(row, topic, error.message));
 			return false;
 	}
 	window_sent(relay->window, &entry);
@@ -179,6 +236,7 @@ open_batch(Relay *relay, const OutboxCatalog *catalog)
 	uint64		commits = pg_atomic_read_u64(&relay->slot->commits);
 
 	pg_memory_barrier();
+	relay_check_sequence(catalog);
 	bound = cursor_bound_take(catalog, CURSOR_NO_WAIT, relay->context);
 	if (bound == NULL)
 		return NULL;
@@ -207,6 +265,7 @@ relay_read(Relay *relay)
 	int64		position;
 	CursorBound *batch;
 	int			rows = 0;
+	bool		stored = false;
 	bool		newest = false; /* the batch was begun by this very call */
 	ReadResult	result = READ_MORE;
 
@@ -267,8 +326,18 @@ relay_read(Relay *relay)
 	}
 	cursor_scan_end(scan);
 	cursor_tables_close(&tables);
+
+	/*
+	 * What was parked here counts as delivered; should that not be stored
+	 * now, the message is parked again, which does nothing.
+	 */
+	if (relay->parked_some)
+		stored = relay_progress_write(relay, relay_catalog(relay), true);
 	relay_commit(relay);
 	MemoryContextReset(relay->row_context);
+	if (stored)
+		relay_progress_written(relay, now, true);
+	relay->parked_some = false;
 
 	/* a topic is resolved without a transaction open: come again for it */
 	if (relay->unresolved && !relay->failed)

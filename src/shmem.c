@@ -307,8 +307,6 @@ shmem_relay_state_name(RelayState state)
 			return "paused";
 		case RELAY_FAILED:
 			return "failed";
-		case RELAY_STOPPED_FOREIGN:
-			return "stopped_foreign";
 	}
 	return "unknown";
 }

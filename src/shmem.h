@@ -55,8 +55,7 @@ typedef enum RelayState
 	RELAY_RUNNING,				/* messages are going out, or are looked for */
 	RELAY_IDLE,					/* everything is delivered */
 	RELAY_PAUSED,				/* outbox.pause() */
-	RELAY_FAILED,				/* a permanent error; retried with backoff */
-	RELAY_STOPPED_FOREIGN		/* continuity check failed: a copied database */
+	RELAY_FAILED				/* a permanent error; retried with backoff */
 } RelayState;
 
 typedef struct RelaySlot

@@ -88,6 +88,27 @@ find_message(const OutboxCatalog *catalog, Datum event_id, uint64 *xid, int64 *i
 	return found;
 }
 
+/* Parked messages are behind the progress, but Kafka does not have them. */
+static bool
+is_parked(const OutboxCatalog *catalog, int64 id)
+{
+	Relation	parked = table_open(catalog->parked, AccessShareLock);
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	SysScanDesc scan;
+	ScanKeyData key;
+	bool		found;
+
+	/* id is the first column, and the primary key */
+	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(id));
+	scan = systable_beginscan(parked, compat_primary_key_index(parked), true,
+							  snapshot, 1, &key);
+	found = HeapTupleIsValid(systable_getnext(scan));
+	systable_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	table_close(parked, AccessShareLock);
+	return found;
+}
+
 static bool
 is_delivered(uint64 xid, int64 id, MemoryContext context)
 {
@@ -95,8 +116,10 @@ is_delivered(uint64 xid, int64 id, MemoryContext context)
 	Progress	progress = {0};
 	bool		result;
 
+	/* the progress first: a message is parked before it is covered */
 	result = progress_read(catalog_get(false), 0, CURSOR_WAIT, &progress, context) == PROGRESS_OK &&
-		progress_covers(&progress, xid, id);
+		progress_covers(&progress, xid, id) &&
+		!is_parked(catalog_get(false), id);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(context);
 	return result;

@@ -240,19 +240,21 @@ $node->safe_psql(
 						  'k')
 	FROM generate_series(1, 200)});
 publish_numbers('small', 22, 40);
-$row = wait_state($node, 'a', 'failed', 30);
-like($row->{last_error}, qr/too large|MSG_SIZE_TOO_LARGE|size/i,
-	'refused record: the error says why');
-like($row->{last_error}, qr/\bsmall\b/, 'refused record: and names the topic');
-diag("refused record: $row->{last_error}");
-is($node->safe_psql('a', 'SELECT min(id) = (SELECT min(id) FROM outbox.message'
-		  . q{ WHERE topic = 'small' AND length(payload) > 1000)}
-		  . ' FROM outbox.pending'),
-	't', 'refused record: it is the first one pending');
-is(count_pending(), 20, 'refused record: it and what follows it');
+wait_delivered($node, 'a', 60);
+is($node->safe_psql('a',
+		q{SELECT string_agg(DISTINCT reason, ',' ORDER BY reason), count(*) FROM outbox.parked}),
+	'behind,refused|20', 'refused record: it and what follows it of its key is parked');
+like($node->safe_psql('a',
+		q{SELECT error FROM outbox.parked WHERE reason = 'refused'}),
+	qr/too large|size/i, 'refused record: the error says why');
+like($node->safe_psql('a',
+		q{SELECT last_error FROM outbox.topic_status WHERE topic = 'small'}),
+	qr/too large|size/i, 'refused record: so does the status of its topic');
 $kafka->configure_topic('small', { 'max.message.bytes' => 1048588 });
 $began = time;
-wait_delivered($node, 'a', 60);
+is($node->safe_psql('a', q{SELECT outbox.retry('small')}), '20', 'retried');
+wait_until('nothing is parked',
+	sub { $node->safe_psql('a', 'SELECT count(*) FROM outbox.parked') == 0 }, 60);
 diag(sprintf 'refused record: all sent %.2f s after the limit was raised',
 	time - $began);
 {
