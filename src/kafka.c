@@ -692,12 +692,6 @@ kafka_headers_add(KafkaHeaders *headers, const char *name, int name_length,
 						value, value_length);
 }
 
-bool
-kafka_error_is_timestamp(int code)
-{
-	return code == RD_KAFKA_RESP_ERR_INVALID_TIMESTAMP;
-}
-
 const char *
 kafka_library_version(void)
 {

@@ -142,3 +142,9 @@ kafka_error_text(int code)
 {
 	return rd_kafka_err2str((rd_kafka_resp_err_t) code);
 }
+
+bool
+kafka_error_is_timestamp(int code)
+{
+	return code == RD_KAFKA_RESP_ERR_INVALID_TIMESTAMP;
+}
