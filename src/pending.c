@@ -98,9 +98,7 @@ start(PendingScan *scan, const OutboxCatalog *catalog)
 			gone_error();
 			break;
 		case PROGRESS_MISSING:
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("the relay's row in outbox.relay_state or outbox.relay_position is gone")));
+			progress_raise_missing();
 			break;
 		case PROGRESS_OK:
 		case PROGRESS_FOREIGN:

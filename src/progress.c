@@ -191,6 +191,14 @@ progress_read(const OutboxCatalog *catalog, int cursor_id,
 	return result;
 }
 
+void
+progress_raise_missing(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("the relay's row in outbox.relay_state or outbox.relay_position is gone")));
+}
+
 bool
 progress_covers(const Progress *progress, uint64 xid, int64 id)
 {

@@ -33,6 +33,9 @@ extern ProgressResult progress_read(const OutboxCatalog *catalog, int cursor_id,
 									CursorLocking locking, Progress *progress,
 									MemoryContext context);
 
+/* The error for PROGRESS_MISSING. Does not return. */
+extern void progress_raise_missing(void);
+
 /* Does it cover this message? */
 extern bool progress_covers(const Progress *progress, uint64 xid, int64 id);
 

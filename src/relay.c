@@ -62,85 +62,6 @@
 #define PACE_FAST_MS 5
 #define RATE_INTERVAL_MS 50
 
-/* ---- transactions ---- */
-
-void
-relay_begin(Relay *relay)
-{
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-	PushActiveSnapshot(GetLatestSnapshot());
-}
-
-void
-relay_commit(Relay *relay)
-{
-	FullTransactionId own = GetTopFullTransactionIdIfAny();
-
-	/* an xid of our own, if it is the next one, is no news */
-	if (FullTransactionIdIsValid(own) && relay->quiet_next_xid != 0)
-		relay->quiet_next_xid =
-			U64FromFullTransactionId(own) == relay->quiet_next_xid ?
-			relay->quiet_next_xid + 1 : 0;
-
-	PopActiveSnapshot();
-	CommitTransactionCommand();
-	MemoryContextSwitchTo(relay->loop_context);
-}
-
-const OutboxCatalog *
-relay_catalog(Relay *relay)
-{
-	const OutboxCatalog *catalog = catalog_get(true);
-
-	if (catalog != NULL && catalog->extension == relay->extension)
-		return catalog;
-	relay->superseded = true;
-	return NULL;
-}
-
-/* ---- waiting ---- */
-
-void
-relay_set_wait_events(Relay *relay)
-{
-	if (relay->wait_latch == NULL)
-	{
-		relay->wait_latch = compat_create_wait_event_set(2);
-		AddWaitEventToSet(relay->wait_latch, WL_LATCH_SET, PGINVALID_SOCKET,
-						  MyLatch, NULL);
-		AddWaitEventToSet(relay->wait_latch, WL_EXIT_ON_PM_DEATH,
-						  PGINVALID_SOCKET, NULL, NULL);
-	}
-	if (relay->wait_all != NULL)
-		FreeWaitEventSet(relay->wait_all);
-	relay->wait_all = NULL;
-	if (relay->producer != NULL)
-	{
-		relay->wait_all = compat_create_wait_event_set(3);
-		AddWaitEventToSet(relay->wait_all, WL_LATCH_SET, PGINVALID_SOCKET,
-						  MyLatch, NULL);
-		AddWaitEventToSet(relay->wait_all, WL_EXIT_ON_PM_DEATH,
-						  PGINVALID_SOCKET, NULL, NULL);
-		AddWaitEventToSet(relay->wait_all, WL_SOCKET_READABLE,
-						  kafka_producer_fd(relay->producer), NULL, NULL);
-	}
-}
-
-static void
-wait_for_events(Relay *relay, bool reports, long timeout_ms)
-{
-	static uint32 wait_event = 0;
-	WaitEvent	event;
-	WaitEventSet *set = (reports && relay->wait_all) ? relay->wait_all : relay->wait_latch;
-
-	if (wait_event == 0)
-		wait_event = compat_wait_event("OutboxRelayMain");
-	(void) WaitEventSetWait(set, timeout_ms, &event, 1, wait_event);
-}
-
-/* ---- the loop ---- */
-
 static RelayState
 present_state(const Relay *relay)
 {
@@ -157,6 +78,27 @@ present_state(const Relay *relay)
 	return RELAY_RUNNING;
 }
 
+/* Serve reports until nothing is in flight, at most so long. */
+static void
+drain(Relay *relay, int timeout_ms)
+{
+	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms);
+
+	while (relay->producer != NULL &&
+		   window_in_flight(relay->window) + parked_in_flight(relay->parked) > 0 &&
+		   kafka_producer_is_connected(relay->producer))
+	{
+		TimestampTz now = GetCurrentTimestamp();
+
+		if (now >= end)
+			break;
+		relay_wait(relay, true, Min(TimestampDifferenceMilliseconds(now, end), 50));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+		relay_producer_serve(relay);
+	}
+}
+
 static void
 reload(Relay *relay)
 {
@@ -167,7 +109,7 @@ reload(Relay *relay)
 	{
 		ereport(LOG,
 				(errmsg("outbox_kafka makes a new producer, its settings may have changed")));
-		relay_drain(relay, SHUTDOWN_DRAIN_MS);
+		drain(relay, SHUTDOWN_DRAIN_MS);
 		relay_producer_close(relay);
 	}
 	/* whatever failed may go well with the new settings */
@@ -311,7 +253,7 @@ sleep_until_needed(Relay *relay, TimestampTz now, TimestampTz progress_due,
 	if (reading && interval > 0)
 	{
 		timeout = Min(timeout, Max(interval - TimestampDifferenceMilliseconds(relay->read_at, now), 1));
-		wait_for_events(relay, false, timeout);
+		relay_wait(relay, false, timeout);
 		return;
 	}
 
@@ -328,32 +270,11 @@ sleep_until_needed(Relay *relay, TimestampTz now, TimestampTz progress_due,
 		pg_atomic_write_u32(&relay->slot->sleeping, 1);
 		pg_memory_barrier();
 		if (!has_news(relay, now))
-			wait_for_events(relay, reports, timeout);
+			relay_wait(relay, reports, timeout);
 		pg_atomic_write_u32(&relay->slot->sleeping, 0);
 		return;
 	}
-	wait_for_events(relay, reports, timeout);
-}
-
-/* Serve reports until nothing is in flight, at most so long. */
-void
-relay_drain(Relay *relay, int timeout_ms)
-{
-	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms);
-
-	while (relay->producer != NULL &&
-		   window_in_flight(relay->window) + parked_in_flight(relay->parked) > 0 &&
-		   kafka_producer_is_connected(relay->producer))
-	{
-		TimestampTz now = GetCurrentTimestamp();
-
-		if (now >= end)
-			break;
-		wait_for_events(relay, true, Min(TimestampDifferenceMilliseconds(now, end), 50));
-		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
-		relay_producer_serve(relay);
-	}
+	relay_wait(relay, reports, timeout);
 }
 
 static void
@@ -468,7 +389,7 @@ outbox_kafka_relay_main(Datum main_arg)
 
 	/* an orderly end: wait a little for acknowledgements, keep what came */
 	if (!relay->superseded)
-		relay_drain(relay, SHUTDOWN_DRAIN_MS);
+		drain(relay, SHUTDOWN_DRAIN_MS);
 	if (parked_is_finished(relay->parked))
 		parked_finish(relay, GetCurrentTimestamp());
 	if (!relay->superseded &&

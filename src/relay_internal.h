@@ -3,6 +3,7 @@
  *	  The relay's own state, shared by the files relay*.c and nobody else.
  *
  *	relay.c				the main loop: life, settings, when to sleep
+ *	relay_session.c		transactions, waiting
  *	relay_start.c		what is read before anything is sent
  *	relay_read.c		reading messages and handing them to the producer
  *	relay_producer.c	making, serving, losing and dropping the producer
@@ -128,10 +129,7 @@ typedef struct Relay
 	TimestampTz read_at;		/* when reading began last */
 } Relay;
 
-/* relay.c */
-
-/* The producer was made or dropped: wait for its descriptor, or no more. */
-extern void relay_set_wait_events(Relay *relay);
+/* relay_session.c */
 
 /*
  * A transaction of its own, with a snapshot. Between transactions the current
@@ -146,8 +144,17 @@ extern void relay_commit(Relay *relay);
  */
 extern const OutboxCatalog *relay_catalog(Relay *relay);
 
-/* Serve reports until nothing is in flight, for at most timeout_ms. */
-extern void relay_drain(Relay *relay, int timeout_ms);
+/*
+ * The cursor takes the sequence's last value for the highest id drawn, and
+ * higher ids for later ones: an error if ALTER SEQUENCE made that untrue.
+ */
+extern void relay_check_sequence(const OutboxCatalog *catalog);
+
+/* The producer was made or dropped: wait for its descriptor, or no more. */
+extern void relay_set_wait_events(Relay *relay);
+
+/* Wait for the latch and, if reports is set, for the producer. */
+extern void relay_wait(Relay *relay, bool reports, long timeout_ms);
 
 /* relay_start.c */
 
@@ -156,12 +163,6 @@ extern void relay_drain(Relay *relay, int timeout_ms);
  * process: another one tries again later.
  */
 extern void relay_start(Relay *relay);
-
-/*
- * The cursor takes the sequence's last value for the highest id drawn, and
- * higher ids for later ones: an error if ALTER SEQUENCE made that untrue.
- */
-extern void relay_check_sequence(const OutboxCatalog *catalog);
 
 /* Read pauses and parked keys again if somebody changed them. */
 extern void relay_read_control(Relay *relay);

@@ -49,6 +49,15 @@
 #define PARKED_TOPIC_MS 250
 #define PARKED_TOPIC_RETRY_MS 5000
 
+/* What of a message is kept, in the order of the statements below. */
+static const int columns[] = {
+	Anum_outbox_message_id, Anum_outbox_message_event_id,
+	Anum_outbox_message_topic, Anum_outbox_message_key,
+	Anum_outbox_message_payload, Anum_outbox_message_headers,
+	Anum_outbox_message_partition, Anum_outbox_message_correlation_id,
+	Anum_outbox_message_created_at
+};
+
 /* One that is in the producer's hands. */
 typedef struct ParkedFlight
 {
@@ -176,13 +185,6 @@ void
 parked_add(ParkedMessages *parked, const CursorRow *row, const char *topic,
 		   const char *reason, const char *error)
 {
-	static const int columns[] = {
-		Anum_outbox_message_id, Anum_outbox_message_event_id,
-		Anum_outbox_message_topic, Anum_outbox_message_key,
-		Anum_outbox_message_payload, Anum_outbox_message_headers,
-		Anum_outbox_message_partition, Anum_outbox_message_correlation_id,
-		Anum_outbox_message_created_at
-	};
 	Oid			types[] = {
 		INT8OID, UUIDOID, TEXTOID, BYTEAOID, BYTEAOID, JSONBOID, INT4OID,
 		TEXTOID, TIMESTAMPTZOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, TIMESTAMPTZOID
@@ -272,14 +274,6 @@ parked_is_finished(const ParkedMessages *parked)
 static void
 fill_slot(TupleTableSlot *slot, HeapTuple tuple, TupleDesc desc)
 {
-	static const int columns[] = {
-		Anum_outbox_message_id, Anum_outbox_message_event_id,
-		Anum_outbox_message_topic, Anum_outbox_message_key,
-		Anum_outbox_message_payload, Anum_outbox_message_headers,
-		Anum_outbox_message_partition, Anum_outbox_message_correlation_id,
-		Anum_outbox_message_created_at
-	};
-
 	ExecClearTuple(slot);
 	memset(slot->tts_isnull, true, sizeof(bool) * Natts_outbox_message);
 	for (int i = 0; i < (int) lengthof(columns); i++)

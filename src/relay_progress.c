@@ -91,9 +91,7 @@ relay_progress_write(Relay *relay, const OutboxCatalog *catalog, bool flush)
 							progress.done != relay->stored_done ||
 							progress.batch != relay->stored_batch);
 	if (result == PROGRESS_MISSING)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the relay's row in outbox.relay_state or outbox.relay_position is gone")));
+		progress_raise_missing();
 	if (flush)
 		ForceSyncCommit();
 	return result == PROGRESS_OK;

@@ -5,40 +5,20 @@
  */
 #include "postgres.h"
 
-#include "access/htup_details.h"
 #include "access/xact.h"
 #include "access/xlog.h"
-#include "catalog/pg_sequence.h"
 #include "commands/dbcommands.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
-#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #include "guc.h"
 #include "relay_internal.h"
 #include "relay_parked.h"
 #include "worker.h"
-
-void
-relay_check_sequence(const OutboxCatalog *catalog)
-{
-	HeapTuple	tuple = SearchSysCache1(SEQRELID, ObjectIdGetDatum(catalog->sequence));
-	Form_pg_sequence form;
-
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for sequence %u", catalog->sequence);
-	form = (Form_pg_sequence) GETSTRUCT(tuple);
-	if (form->seqincrement != 1 || form->seqcache != 1 || form->seqcycle)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("sequence outbox.message_id was altered, messages cannot be told apart by their ids any more"),
-				 errhint("ALTER SEQUENCE outbox.message_id INCREMENT 1 CACHE 1 NO CYCLE;")));
-	ReleaseSysCache(tuple);
-}
 
 /*
  * The progress was written in another database: this is a copy, a logical one
@@ -137,9 +117,7 @@ relay_start(Relay *relay)
 					 errmsg("could not read the relay's progress, its table is locked")));
 			break;
 		case PROGRESS_MISSING:
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("the relay's row in outbox.relay_state or outbox.relay_position is gone")));
+			progress_raise_missing();
 			break;
 		case PROGRESS_FOREIGN:
 			progress = adopt_copy(relay, &progress);

@@ -331,8 +331,10 @@ sub parse_pairs
 
 =item $env->pgbench($database, $script, %options)
 
-One run of a script file; the transactions a second. Options: clients, seconds,
-rate (transactions a second to aim at), define (hash of variables),
+One run of a script file: a hash with tps, the transactions a second, and cpu,
+the seconds that the server's processes used for one of them (all of them, so
+only meaningful while nothing else goes on). Options: clients, seconds, rate
+(transactions a second to aim at), define (hash of variables),
 synchronous_commit.
 
 =cut
@@ -342,13 +344,17 @@ sub pgbench
 	my ($self, $database, $script, %options) = @_;
 	local $ENV{PGOPTIONS} = '-c synchronous_commit=' . ($options{synchronous_commit} // 'on');
 	my $define = $options{define} // {};
+	my $cpu = $self->tree_cpu($self->{postmaster});
 	my $output = $self->capture("$self->{bindir}/pgbench", '-n', '-M', 'prepared', '-f', $script,
 		'-c', $options{clients} // 1, '-j', 1, '-T', $options{seconds},
 		(defined $options{rate} ? ('-R', $options{rate}) : ()),
 		(map { ('-D', "$_=$define->{$_}") } sort keys %$define),
 		$database);
 	croak "pgbench: $output" if $output =~ /number of failed transactions: [1-9]/;
-	return $output =~ /^tps = ([\d.]+)/m ? $1 : croak "pgbench: $output";
+	$cpu = $self->tree_cpu($self->{postmaster}) - $cpu;
+	my ($transactions) = $output =~ /^number of transactions actually processed: (\d+)/m or croak "pgbench: $output";
+	my ($tps) = $output =~ /^tps = ([\d.]+)/m or croak "pgbench: $output";
+	return { tps => $tps, cpu => $cpu / $transactions };
 }
 
 =item $env->start(@command), read_line($process), $env->finish($process, $signal)
@@ -468,14 +474,14 @@ that time say little.
 sub watch_machine
 {
 	my ($self) = @_;
-	return [ time, machine_cpu(), $self->own_cpu ];
+	return [ time, machine_cpu(), $self->tree_cpu($self->{postmaster}, $$) ];
 }
 
 sub other_load
 {
 	my ($self, $watch) = @_;
 	my ($since, $machine, $own) = @$watch;
-	my $other = (machine_cpu() - $machine) - ($self->own_cpu - $own);
+	my $other = (machine_cpu() - $machine) - ($self->tree_cpu($self->{postmaster}, $$) - $own);
 	my $share = 100 * $other / ($self->{processors} * (time - $since));
 	return $share < 0 ? 0 : $share;
 }
@@ -493,11 +499,11 @@ sub processor_count
 	return scalar grep { /^cpu\d/ } <$file>;
 }
 
-# Of this program, the server, the broker and the programs they started,
-# including those that have ended.
-sub own_cpu
+# Seconds used by processes and all that they started, including what has ended.
+sub tree_cpu
 {
-	my ($self) = @_;
+	my ($self, @roots) = @_;
+	my %is_root = map { $_ => 1 } @roots;
 	my %parent;
 	my %used;
 	opendir(my $proc, '/proc') or croak "/proc: $!";
@@ -513,10 +519,7 @@ sub own_cpu
 	for my $pid (keys %parent)
 	{
 		my $ancestor = $pid;
-		while ($ancestor > 1 && $ancestor != $$ && $ancestor != $self->{postmaster})
-		{
-			$ancestor = $parent{$ancestor} // 0;
-		}
+		$ancestor = $parent{$ancestor} // 0 while $ancestor > 1 && !$is_root{$ancestor};
 		$sum += $used{$pid} if $ancestor > 1;
 	}
 	return $sum / $ticks;

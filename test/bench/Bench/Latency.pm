@@ -123,7 +123,7 @@ sub measure_relay
 	my $watch = $env->watch_machine;
 	my $cpu = $env->cpu($pid);
 	my $started = Time::HiRes::time();
-	my $tps = $env->pgbench(DATABASE, $script_file, %pgbench, seconds => $options->{seconds});
+	$env->pgbench(DATABASE, $script_file, %pgbench, seconds => $options->{seconds});
 	my $cpu_percent = 100 * ($env->cpu($pid) - $cpu) / (Time::HiRes::time() - $started);
 	my $other = $env->other_load($watch);
 
@@ -135,8 +135,7 @@ sub measure_relay
 
 	my ($sent) = read_times($committed_file);
 	my ($received, $repeated) = read_times($received_file);
-	return { latencies => latencies($sent, $received, $since), repeated => $repeated, other => $other,
-		cpu => $cpu_percent, tps => $tps };
+	return { latencies => latencies($sent, $received, $since), repeated => $repeated, other => $other, cpu => $cpu_percent };
 }
 
 sub row_of

@@ -9,8 +9,9 @@ Bench::Publish - what publishing costs the application
 
 SELECT outbox.publish() against the INSERT into outbox.message that stores the
 same values, one a transaction, by pgbench with prepared statements. The relay
-is paused, so that only publishing is measured. Pairs of runs, which of the two
-comes first alternating; the figure is the median of the pairs' ratios. Two
+is paused, so that only publishing is measured. Pairs of short runs, which of
+the two comes first alternating; the figure is the median of the pairs' ratios.
+Beside it stands the CPU time that the server took for a transaction. Two
 forms of the call: bytea, where both statements get exactly the same
 parameters, and jsonb, the usual one, where the INSERT converts the same
 parameters as publish() does.
@@ -33,6 +34,7 @@ use constant {
 	DATABASE => 'bench_publish',
 	TOPIC => 'publish',
 	WARM_SECONDS => 2,
+	PAIR_SECONDS => 2,
 	RUN_SECONDS => 5,
 };
 
@@ -89,29 +91,40 @@ sub check_same
 sub measure_pairs
 {
 	my ($env, $options, $form, $scripts, $clients, $synchronous_commit) = @_;
-	my (%rates, @ratios, @others);
+	my (%rates, %cpu, @ratios, @others);
 	my %pgbench = (clients => $clients, synchronous_commit => $synchronous_commit, define => define($options));
 
 	$env->new_database(DATABASE);
 	$env->pause(DATABASE);
 	check_same($env, $options, $form, $scripts);
 	$env->pgbench(DATABASE, $scripts->{$form}{$_}, %pgbench, seconds => WARM_SECONDS) for qw(publish insert);
-	for my $pair (1 .. $options->{runs})
+	for my $pair (1 .. pairs($options))
 	{
 		my %rate;
 		my $watch = $env->watch_machine;
 		for my $kind ($pair % 2 ? qw(publish insert) : qw(insert publish))
 		{
-			$rate{$kind} = $env->pgbench(DATABASE, $scripts->{$form}{$kind}, %pgbench, seconds => RUN_SECONDS);
-			push @{ $rates{$kind} }, $rate{$kind};
+			my $run = $env->pgbench(DATABASE, $scripts->{$form}{$kind}, %pgbench, seconds => PAIR_SECONDS);
+			$rate{$kind} = $run->{tps};
+			push @{ $rates{$kind} }, $run->{tps};
+			push @{ $cpu{$kind} }, $run->{cpu} * 1e6;
 		}
 		push @ratios, $rate{publish} / $rate{insert};
 		push @others, $env->other_load($watch);
 	}
+	@ratios = sort { $a <=> $b } @ratios;
 	return [ "$form, $clients client" . ($clients > 1 ? 's' : '') . ", synchronous_commit $synchronous_commit",
 		group(median(@{ $rates{publish} })), group(median(@{ $rates{insert} })),
-		sprintf('%.3f', median(@ratios)), sprintf('%.3f', (sort { $a <=> $b } @ratios)[0]),
-		sprintf('%.3f', (sort { $b <=> $a } @ratios)[0]), sprintf('%.0f %%', median(@others)) ];
+		(map { sprintf '%.3f', $_ } median(@ratios), $ratios[0], $ratios[-1]),
+		sprintf('%.0f', median(@{ $cpu{publish} })), sprintf('%.0f', median(@{ $cpu{insert} })),
+		sprintf('%.0f %%', median(@others)) ];
+}
+
+# More pairs than of longer runs, and an odd number.
+sub pairs
+{
+	my ($options) = @_;
+	return 2 * $options->{runs} + 1;
 }
 
 sub measure_with_relay
@@ -131,7 +144,7 @@ sub measure_with_relay
 			$env->pause(DATABASE) if $state eq 'paused';
 			my $pid = $env->relay_pid(DATABASE);
 			my $cpu = $env->cpu($pid);
-			$rate{$state} = $env->pgbench(DATABASE, $scripts->{jsonb}{publish}, %pgbench, seconds => RUN_SECONDS);
+			$rate{$state} = $env->pgbench(DATABASE, $scripts->{jsonb}{publish}, %pgbench, seconds => RUN_SECONDS)->{tps};
 			push @cpu, 100 * ($env->cpu($pid) - $cpu) / RUN_SECONDS if $state eq 'running' && $pair > 0;
 			$env->resume_until_empty(DATABASE);
 		}
@@ -164,12 +177,13 @@ sub run
 		}
 	}
 	heading('outbox.publish() against INSERT INTO outbox.message (transactions/s, relay paused)');
-	note("$options->{runs} pairs of runs of @{[RUN_SECONDS]} s; medians. Target: ratio 0.95.");
-	table([ '', 'publish()', 'INSERT', 'ratio', 'lowest', 'highest', 'other load' ], @rows);
+	note(pairs($options) . " pairs of runs of @{[PAIR_SECONDS]} s; medians. Target: ratio 0.95. CPU: microseconds of the server's processes for a transaction.");
+	table([ '', 'publish()', 'INSERT', 'ratio', 'lowest', 'highest', 'CPU publish()', 'CPU INSERT', 'other load' ], @rows);
 
 	progress('publish: with the relay running and paused');
 	my $row = measure_with_relay($env, $options, $scripts);
 	heading('outbox.publish() while the relay sends (transactions/s)');
+	note("$options->{runs} pairs of runs of @{[RUN_SECONDS]} s; medians.");
 	table([ '', 'relay running', 'relay paused', 'ratio', 'relay CPU', 'other load' ], $row);
 	$env->sql('postgres', "DROP DATABASE @{[DATABASE]}");
 	return;
