@@ -16,7 +16,6 @@
 #include "storage/latch.h"
 #include "storage/proc.h"
 #include "utils/acl.h"
-#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/relcache.h"
@@ -140,30 +139,6 @@ compat_dshash_parameters(size_t key_size, size_t entry_size, int tranche_id)
 	};
 
 	return parameters;
-}
-
-/*
- * 16: the memory of settings (strings and "extra" of check hooks) comes from
- * guc_malloc instead of malloc. Returns NULL when there is none.
- */
-static inline void *
-compat_guc_malloc(size_t size)
-{
-#if PG_VERSION_NUM >= 160000
-	return guc_malloc(LOG, size);
-#else
-	return malloc(size);
-#endif
-}
-
-static inline void
-compat_guc_free(void *memory)
-{
-#if PG_VERSION_NUM >= 160000
-	guc_free(memory);
-#else
-	free(memory);
-#endif
 }
 
 /* 17: ShmemVariableCache became TransamVariables */

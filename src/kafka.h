@@ -46,6 +46,7 @@ typedef struct KafkaProducerConfig
 	const char *client_id;
 	const char *properties;		/* "k=v; k=v" of allowed names, or "" */
 	const char *config_file;	/* properties file, or "" */
+	bool		bulk;			/* batches rather than latency */
 	int			max_in_flight;	/* messages */
 	int			max_in_flight_kb;
 } KafkaProducerConfig;

@@ -152,7 +152,7 @@ static bool
 may_read(const Relay *relay)
 {
 	return !relay->paused && !relay->reset_needed &&
-		relay->producer != NULL &&
+		relay->producer != NULL && !relay_producer_is_changing(relay) &&
 		relay->retry_at == 0 &&
 		(kafka_producer_is_connected(relay->producer) ||
 		 window_oldest(relay->window) == NULL) &&
@@ -164,7 +164,8 @@ static bool
 may_send_parked(const Relay *relay)
 {
 	return !relay->paused && !relay->reset_needed &&
-		relay->producer != NULL && relay->retry_at == 0 && relay->cautious == 0 &&
+		relay->producer != NULL && !relay_producer_is_changing(relay) &&
+		relay->retry_at == 0 && relay->cautious == 0 &&
 		kafka_producer_is_connected(relay->producer);
 }
 

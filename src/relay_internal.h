@@ -51,6 +51,9 @@ typedef struct Relay
 	KafkaProducer *producer;
 	char	   *producer_settings;	/* that it was made with */
 	RelayTopics *topics;
+	bool		bulk;			/* it makes full batches, see relay_producer.c */
+	bool		bulk_wanted;
+	int			full_chunks;	/* in a row, since the last end was found */
 
 	/* noted by the producer's event handlers, which cannot report */
 	KafkaErrorClass refusal;	/* of the first message refused */
@@ -175,6 +178,12 @@ extern bool relay_has_room(const Relay *relay);
 
 /* Make a producer if there is none and the settings allow one. */
 extern void relay_producer_open(Relay *relay);
+
+/*
+ * Whether reading has to wait until what is in flight is acknowledged and the
+ * other kind of producer takes over.
+ */
+extern bool relay_producer_is_changing(const Relay *relay);
 
 /* Take what the producer has to say: acknowledgements, errors, log lines. */
 extern void relay_producer_serve(Relay *relay);

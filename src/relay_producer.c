@@ -7,6 +7,13 @@
  * it) and when its settings changed. What was in its hands and is not
  * acknowledged without a gap is read and sent again; that is the "at least" in
  * at least once, and at most outbox_kafka.max_in_flight messages each time.
+ *
+ * There are two kinds. The ordinary one sends a message as soon as it has it.
+ * With a backlog that makes many small batches, for which relay and broker
+ * pay; so after so many chunks without an end (BULK_CHUNKS) another one takes
+ * over that waits a few milliseconds for a batch to fill, until the end of the
+ * backlog is found and all is acknowledged. The change is made when nothing
+ * is in flight: nothing is repeated by it, and no order changes.
  */
 #include "postgres.h"
 
@@ -25,6 +32,9 @@
 
 /* How long reports of a failed producer's other messages are waited for. */
 #define RESET_DRAIN_MS 2000
+
+/* Chunks of 2,000 messages read without finding the end. */
+#define BULK_CHUNKS 10
 
 /* librdkafka repeats itself while it reconnects. */
 #define LOG_INTERVAL_MS 10000
@@ -184,6 +194,7 @@ relay_producer_open(Relay *relay)
 	config.client_id = psprintf("outbox_kafka/%s", relay->database);
 	config.properties = guc_producer_config;
 	config.config_file = guc_config_file;
+	config.bulk = relay->bulk = relay->bulk_wanted;
 	config.max_in_flight = guc_max_in_flight;
 	config.max_in_flight_kb = guc_max_in_flight_size;
 
@@ -251,6 +262,35 @@ judge(Relay *relay)
 		relay_fail(relay, relay->refused_topic, relay->refusal_text);
 }
 
+bool
+relay_producer_is_changing(const Relay *relay)
+{
+	return relay->producer != NULL && relay->bulk != relay->bulk_wanted;
+}
+
+/* Decide which kind is wanted, and drop the other one when it is idle. */
+static void
+choose_kind(Relay *relay)
+{
+	bool		idle = window_oldest(relay->window) == NULL &&
+		parked_in_flight(relay->parked) == 0;
+
+	if (relay->full_chunks >= BULK_CHUNKS)
+		relay->bulk_wanted = true;
+	else if (relay->caught_up && idle)
+		relay->bulk_wanted = false;
+
+	if (relay_producer_is_changing(relay) && idle)
+	{
+		bool		caught_up = relay->caught_up;
+
+		relay_producer_close(relay);
+
+		/* nothing was in flight: what was read stays read */
+		relay->caught_up = caught_up;
+	}
+}
+
 void
 relay_producer_serve(Relay *relay)
 {
@@ -281,6 +321,8 @@ relay_producer_serve(Relay *relay)
 		judge(relay);
 		relay_producer_close(relay);
 	}
+	else if (!relay->reset_needed)
+		choose_kind(relay);
 }
 
 void

@@ -339,6 +339,11 @@ relay_read(Relay *relay)
 		relay_progress_written(relay, now, true);
 	relay->parked_some = false;
 
+	if (result == READ_ALL)
+		relay->full_chunks = 0;
+	else if (rows >= CHUNK_ROWS)
+		relay->full_chunks++;
+
 	/* a topic is resolved without a transaction open: come again for it */
 	if (relay->unresolved && !relay->failed)
 		result = READ_MORE;

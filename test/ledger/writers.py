@@ -213,21 +213,26 @@ class Resolver(threading.Thread):
             self.failure = error
 
     def finish(self, gid):
-        """Commit or roll back; a lost connection leaves it to sweep()."""
+        """
+        Commit or roll back. After a lost connection it is tried again: what
+        was not finished keeps its locks. It may be finished by then, or never
+        have been prepared.
+        """
         command = "ROLLBACK" if self.random.random() < 0.25 else "COMMIT"
         connection = connect(self.options)
         try:
-            try:
-                connection.autocommit = True
-                with connection.cursor() as cursor:
-                    cursor.execute("%s PREPARED '%s'" % (command, gid))
-                self.totals.add("prepared_" + command.lower())
-            finally:
-                connection.close()
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute("%s PREPARED '%s'" % (command, gid))
+            self.totals.add("prepared_" + command.lower())
+        except psycopg2.errors.UndefinedObject:
+            self.totals.add("prepared_gone")
         except psycopg2.Error as error:
             if not lost_connection(error):
                 raise
-            self.totals.add("prepared_left_to_sweep")
+            self.add(gid, 0.2)
+        finally:
+            connection.close()
 
     def sweep(self):
         while True:
@@ -480,10 +485,12 @@ class Writer(threading.Thread):
             self.execute("PREPARE TRANSACTION '%s'" % gid)
         except CONFLICT:
             self.execute("ROLLBACK")
+            self.connection.autocommit = False
             raise
-        finally:
-            if not self.connection.closed:
-                self.connection.autocommit = False
+        except psycopg2.Error:
+            self.resolver.add(gid, 0.5)
+            raise
+        self.connection.autocommit = False
         self.resolver.add(gid, self.random.choice((0, 0.05, 0.5, 2.5)))
         return "prepared"
 
