@@ -274,7 +274,7 @@ kafka_producer_create(const KafkaProducerConfig *config, KafkaError *error)
 	if (config->bootstrap_servers[0] == '\0')
 	{
 		kafka_fill_error(error, KAFKA_ERROR_CLIENT, RD_KAFKA_RESP_ERR__INVALID_ARG,
-				   "no bootstrap servers are set");
+						 "no bootstrap servers are set");
 		return NULL;
 	}
 
@@ -282,7 +282,7 @@ kafka_producer_create(const KafkaProducerConfig *config, KafkaError *error)
 	if (producer == NULL)
 	{
 		kafka_fill_error(error, KAFKA_ERROR_CLIENT,
-				   RD_KAFKA_RESP_ERR__CRIT_SYS_RESOURCE, "out of memory");
+						 RD_KAFKA_RESP_ERR__CRIT_SYS_RESOURCE, "out of memory");
 		return NULL;
 	}
 	producer->owner = getpid();
@@ -295,7 +295,7 @@ kafka_producer_create(const KafkaProducerConfig *config, KafkaError *error)
 		snprintf(reason, sizeof(reason), "could not make a descriptor to wait on: %s",
 				 strerror(errno));
 		kafka_fill_error(error, KAFKA_ERROR_CLIENT,
-				   RD_KAFKA_RESP_ERR__CRIT_SYS_RESOURCE, reason);
+						 RD_KAFKA_RESP_ERR__CRIT_SYS_RESOURCE, reason);
 		free_producer(producer);
 		return NULL;
 	}
@@ -452,7 +452,7 @@ serve_error(KafkaProducer *producer, rd_kafka_event_t *event,
 		return;
 
 	kafka_fill_error(&error, kafka_classify(code, FROM_EVENT), code,
-			   rd_kafka_event_error_string(event));
+					 rd_kafka_event_error_string(event));
 	if (code == RD_KAFKA_RESP_ERR__FATAL || rd_kafka_event_error_is_fatal(event))
 	{
 		/* the event's code is only "fatal": the cause is asked for */
@@ -574,7 +574,7 @@ kafka_topic_partitions(KafkaTopic *topic, int timeout_ms, KafkaError *error)
 	if (topic == NULL)
 	{
 		kafka_fill_error(error, KAFKA_ERROR_TOPIC, RD_KAFKA_RESP_ERR__INVALID_ARG,
-				   "librdkafka has no handle for this topic");
+						 "librdkafka has no handle for this topic");
 		return 0;
 	}
 
@@ -658,7 +658,7 @@ kafka_produce(KafkaProducer *producer, const KafkaRecord *record, KafkaError *er
 
 	code = rd_kafka_error_code(failure);
 	kafka_fill_error(error, kafka_classify(code, FROM_PRODUCE), code,
-			   rd_kafka_error_string(failure));
+					 rd_kafka_error_string(failure));
 	rd_kafka_error_destroy(failure);
 	if (code == RD_KAFKA_RESP_ERR__FATAL)
 		check_fatal(producer);

@@ -128,7 +128,7 @@ kafka_classify(rd_kafka_resp_err_t code, KafkaErrorSource source)
 
 KafkaErrorClass
 kafka_fill_error(KafkaError *error, KafkaErrorClass class, rd_kafka_resp_err_t code,
-		   const char *message)
+				 const char *message)
 {
 	error->class = class;
 	error->code = code;

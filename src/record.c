@@ -97,7 +97,7 @@ static void
 add_json_value(KafkaHeaders *headers, const char *name, int name_length,
 			   const JsonbValue *value)
 {
-	char	   *text;
+	char	   *utf8;
 	int			length;
 
 	if (value->type != jbvString)
@@ -105,8 +105,8 @@ add_json_value(KafkaHeaders *headers, const char *name, int name_length,
 		kafka_headers_add(headers, name, name_length, NULL, 0);
 		return;
 	}
-	text = message_to_utf8(value->val.string.val, value->val.string.len, &length);
-	kafka_headers_add(headers, name, name_length, text, length);
+	utf8 = message_to_utf8(value->val.string.val, value->val.string.len, &length);
+	kafka_headers_add(headers, name, name_length, utf8, length);
 }
 
 /* The publisher's own headers; the check at publishing left these forms only. */
@@ -144,16 +144,16 @@ add_time(KafkaHeaders *headers, TimestampTz created_at)
 {
 	struct pg_tm tm;
 	fsec_t		fsec;
-	char		text[64];
+	char		buffer[64];
 	int			length;
 
 	/* without a time zone asked for, the parts are those of UTC */
 	if (timestamp2tm(created_at, NULL, &tm, &fsec, NULL, NULL) != 0)
 		return;
-	length = snprintf(text, sizeof(text), "%04d-%02d-%02dT%02d:%02d:%02d.%06dZ",
+	length = snprintf(buffer, sizeof(buffer), "%04d-%02d-%02dT%02d:%02d:%02d.%06dZ",
 					  tm.tm_year, tm.tm_mon, tm.tm_mday,
 					  tm.tm_hour, tm.tm_min, tm.tm_sec, (int) fsec);
-	add_header(headers, "ce_time", text, length);
+	add_header(headers, "ce_time", buffer, length);
 }
 
 /* Values of a slot whose attributes have been fetched. */

@@ -174,7 +174,7 @@ static void
 note_connection(Relay *relay)
 {
 	bool		connected = relay->producer != NULL &&
-		kafka_producer_is_connected(relay->producer);
+	kafka_producer_is_connected(relay->producer);
 
 	if (connected && !relay->was_connected && relay->unresolved)
 		relay->retry_at = 0;
@@ -383,7 +383,7 @@ outbox_kafka_relay_main(Datum main_arg)
 	MemoryContextSwitchTo(relay->loop_context);
 	relay_start(relay);
 	pg_atomic_write_u32(&slot->current_segment,
-							(uint32) segment_ring_current(relay->ring));
+						(uint32) segment_ring_current(relay->ring));
 
 	pgstat_report_activity(STATE_IDLE, NULL);
 	run(relay);

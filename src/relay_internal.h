@@ -76,8 +76,8 @@ typedef struct Relay
 	XLogRecPtr	batch_insert_lsn;	/* see durability.h */
 	uint64		seen_commits;	/* slot->commits before the last bound */
 	TimestampTz look_at;		/* look for messages then, told or not */
-	uint64		quiet_next_xid; /* the next xid while nobody but us wrote since
-								 * the last bound; 0: somebody may have */
+	uint64		quiet_next_xid; /* the next xid while nobody but us wrote
+								 * since the last bound; 0: somebody may have */
 
 	/* a topic that has to be resolved before reading goes on */
 	RelayTopic *unresolved;
@@ -97,7 +97,8 @@ typedef struct Relay
 	/* messages set aside, see relay_parked.h */
 	struct ParkedMessages *parked;
 	RelayTopic *parked_unresolved;	/* topic of one, to be resolved */
-	int64		park_id;		/* refused alone: park it when it is read, or 0 */
+	int64		park_id;		/* refused alone: park it when it is read, or
+								 * 0 */
 	char		park_error[KAFKA_ERROR_LENGTH];
 	int64		dated_now_id;	/* refused for its time: send it with now's */
 	bool		parked_some;	/* in the transaction under way */

@@ -237,7 +237,7 @@ judge(Relay *relay)
 	if (relay->refusal == KAFKA_ERROR_RECORD)
 	{
 		int			suspects = window_in_flight(relay->window) +
-			window_acknowledged_out_of_order(relay->window);
+		window_acknowledged_out_of_order(relay->window);
 
 		if (relay->cautious == 0)
 			relay->cautious = Max(suspects, 1);
@@ -273,7 +273,7 @@ static void
 choose_kind(Relay *relay)
 {
 	bool		idle = window_oldest(relay->window) == NULL &&
-		parked_in_flight(relay->parked) == 0;
+	parked_in_flight(relay->parked) == 0;
 
 	if (relay->full_chunks >= BULK_CHUNKS)
 		relay->bulk_wanted = true;

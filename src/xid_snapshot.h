@@ -13,7 +13,7 @@ typedef struct XidSnapshot
 	uint64		xmin;			/* all below have ended */
 	uint64		xmax;			/* none from here on has ended */
 	int			nxip;
-	uint64		xip[FLEXIBLE_ARRAY_MEMBER];	/* running, sorted, unique */
+	uint64		xip[FLEXIBLE_ARRAY_MEMBER]; /* running, sorted, unique */
 } XidSnapshot;
 
 /* From an MVCC snapshot just taken; palloc'd in the current context. */
