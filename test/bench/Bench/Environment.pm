@@ -237,16 +237,17 @@ sub delete_topic
 	return;
 }
 
-=item $env->producer_properties
+=item $env->producer_properties($bulk)
 
-What the relay's librdkafka has and the plain producer needs to have the same,
-as options of the program.
+What the relay's librdkafka has and the plain producer needs to have the same
+(src/kafka_conf.c), as options of the program. bulk: as the relay has it for a
+backlog, which is also what suits a plain producer of many records.
 
 =cut
 
 sub producer_properties
 {
-	my ($self) = @_;
+	my ($self, $bulk) = @_;
 	my ($messages, $kilobytes) = split /\|/, $self->sql('postgres', q{
 		SELECT 2 * (SELECT setting::bigint FROM pg_settings WHERE name = 'outbox_kafka.max_in_flight') + 10000,
 			   2 * (SELECT setting::bigint FROM pg_settings WHERE name = 'outbox_kafka.max_in_flight_size') + 1048576});
@@ -258,11 +259,11 @@ sub producer_properties
 		'message.max.bytes=1000000000',
 		"queue.buffering.max.messages=$messages",
 		"queue.buffering.max.kbytes=$kilobytes",
-		'linger.ms=0',
+		'linger.ms=' . ($bulk ? 5 : 0),
 		'socket.nagle.disable=true',
 		'socket.keepalive.enable=true',
 		'reconnect.backoff.ms=50',
-		'reconnect.backoff.max.ms=1000',
+		'reconnect.backoff.max.ms=500',
 		'retry.backoff.ms=20',
 		'partitioner=murmur2_random',
 		# it says that the gapless guarantee is experimental
@@ -313,7 +314,9 @@ sub start_consumer
 sub producer_command
 {
 	my ($self, $topic, @options) = @_;
-	return ("$self->{programs}/producer", '-b', $self->{bootstrap}, '-t', $topic, $self->producer_properties, @options);
+	my $paced = grep { $_ eq '-r' } @options;
+	return ("$self->{programs}/producer", '-b', $self->{bootstrap}, '-t', $topic,
+		$self->producer_properties(!$paced), @options);
 }
 
 sub consumer_command
