@@ -13,13 +13,21 @@
 
 #include "access/xact.h"
 #include "commands/sequence.h"
+#include "storage/lmgr.h"
+#include "utils/syscache.h"
 
+#include "catalog.h"
 #include "message_id.h"
 
 int64
 message_next_id(Oid sequence, FullTransactionId *xid)
 {
 	*xid = GetTopFullTransactionId();
+
+	/* if DROP EXTENSION was waited for, the error shall say so */
+	LockRelationOid(sequence, RowExclusiveLock);
+	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(sequence)))
+		sequence = catalog_get(false)->sequence;
 
 	return nextval_internal(sequence, false);
 }

@@ -83,7 +83,7 @@ sub ignore_signals
 	$SIG{$_} = 'IGNORE' for qw(INT TERM HUP);
 	return;
 }
-$SIG{$_} = sub { ignore_signals(); exit 1 } for qw(INT TERM HUP);
+$SIG{$_} = sub { ignore_signals(); progress("ended by SIG$_[0]"); exit 1 } for qw(INT TERM HUP);
 chomp(my $bindir = `'$pg_config' --bindir`);
 
 our $env = Bench::Environment->new(

@@ -85,4 +85,5 @@ fi
 child=$!
 wait "$child" && code=0 || code=$?
 child=
+[ "$code" -eq 0 ] || echo "bench: failed, exit code $code" >&2
 exit "$code"
