@@ -153,7 +153,7 @@ may_read(const Relay *relay)
 {
 	return !relay->paused && !relay->reset_needed &&
 		relay->producer != NULL && !relay_producer_is_changing(relay) &&
-		relay->retry_at == 0 &&
+		relay->retry_at == 0 && relay->unproven == NULL &&
 		(kafka_producer_is_connected(relay->producer) ||
 		 window_oldest(relay->window) == NULL) &&
 		relay_has_room(relay);

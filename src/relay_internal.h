@@ -84,6 +84,10 @@ typedef struct Relay
 	TimestampTz unresolved_since;
 	bool		was_connected;
 
+	/* a partition whose first message has to be acknowledged before others */
+	RelayTopic *unproven;
+	int			unproven_partition;
+
 	/* failures: sending is tried again at retry_at */
 	bool		failed;
 	bool		reset_needed;	/* the producer failed; drop it when drained */

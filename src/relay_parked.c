@@ -321,6 +321,11 @@ send_one(Relay *relay, TupleTableSlot *slot, TimestampTz now)
 		fail_at_once(parked, flight, KAFKA_ERROR_RECORD, 0);
 		return true;
 	}
+	if (!relay_topic_may_send(topic, record.partition, now))
+	{
+		kafka_headers_free(record.headers);
+		return false;
+	}
 	flight->partition = record.partition;
 	flight->bytes = entry.bytes;
 	record.tag = PARKED_TAG | (parked->round << 8) | (uint64) parked->nflight;
@@ -510,6 +515,9 @@ parked_finish(Relay *relay, TimestampTz now)
 		parked->one_by_one--;
 	parked->nflight = 0;
 	parked->nreported = 0;
+
+	/* reading may wait for one of these in its partition */
+	relay->unproven = NULL;
 }
 
 void

@@ -70,6 +70,8 @@ delivered(void *arg, const KafkaDelivery *delivery)
 		/* relay->last_ack_at is the time of this round of serving */
 		relay_topic_acknowledged(topic, entry->partition, entry->bytes,
 								 relay->last_ack_at);
+		if (topic == relay->unproven && entry->partition == relay->unproven_partition)
+			relay->unproven = NULL;
 		if (relay->cautious > 0)
 			relay->cautious--;
 		window_acknowledge(relay->window, delivery->tag);
@@ -352,6 +354,7 @@ relay_producer_close(Relay *relay)
 	relay->refusal = KAFKA_ERROR_NONE;
 	relay->unresolved = NULL;
 	relay->unresolved_since = 0;
+	relay->unproven = NULL;
 	window_reset(relay->window);
 	relay->caught_up = false;
 	relay_set_wait_events(relay);

@@ -180,6 +180,14 @@ send_row_in_context(Relay *relay, const CursorRow *row, TimestampTz now)
 		return true;
 	}
 
+	if (!relay_topic_may_send(topic, record.partition, now))
+	{
+		kafka_headers_free(record.headers);
+		relay->unproven = topic;
+		relay->unproven_partition = record.partition;
+		return false;
+	}
+
 	durability_ensure(row->xid, relay->batch_insert_lsn);
 
 	entry.id = row->id;

@@ -8,6 +8,13 @@
  * minutes so that added partitions are used some time (their keys move then,
  * as with any Kafka client).
  *
+ * A broker that knows nothing of a producer accepts any sequence number of it
+ * in a partition. So if the first batch is refused and the next one is on its
+ * way already, the next one is accepted, and what is sent again later has been
+ * overtaken. Once a batch was accepted, the broker refuses what follows a gap.
+ * Therefore the first message of a producer to a partition travels alone; the
+ * same after a long silence, when the broker may have forgotten the producer.
+ *
  * Messages without a key go to one partition for a while, then to the next:
  * full batches rather than many small ones, as the Java clients do.
  */
@@ -22,6 +29,9 @@
 
 #define PARTITIONS_LIFETIME_MS (5 * 60 * 1000)
 #define STICKY_MESSAGES 500
+
+/* Brokers remember producers for a day by default; it can be set lower. */
+#define FORGOTTEN_MS (10 * 60 * 1000)
 
 struct RelayTopics
 {
@@ -145,6 +155,20 @@ relay_topic_sticky_partition(RelayTopic *topic)
 	return topic->sticky_partition % topic->partitions;
 }
 
+bool
+relay_topic_may_send(RelayTopic *topic, int partition, TimestampTz now)
+{
+	RelayLane  *lane = &topic->lanes[partition];
+
+	if (lane->in_flight == 0)
+	{
+		if (TimestampDifferenceExceeds(lane->last_acknowledged_at, now, FORGOTTEN_MS))
+			lane->proven = false;
+		return true;
+	}
+	return lane->proven;
+}
+
 void
 relay_topic_sent(RelayTopic *topic, int partition, TimestampTz now)
 {
@@ -165,6 +189,7 @@ relay_topic_acknowledged(RelayTopic *topic, int partition, uint32 bytes,
 	if (partition < topic->partitions)
 	{
 		topic->lanes[partition].in_flight--;
+		topic->lanes[partition].proven = true;
 		topic->lanes[partition].last_acknowledged_at = now;
 	}
 }

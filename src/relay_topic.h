@@ -16,6 +16,7 @@
 typedef struct RelayLane
 {
 	int			in_flight;
+	bool		proven;			/* this producer has had an acknowledgement */
 	TimestampTz last_sent_at;
 	TimestampTz last_acknowledged_at;
 } RelayLane;
@@ -62,6 +63,12 @@ extern bool relay_topic_is_stale(const RelayTopic *topic, TimestampTz now);
 
 /* The next partition for a message without a key; partitions is known. */
 extern int	relay_topic_sticky_partition(RelayTopic *topic);
+
+/*
+ * Whether one more may be sent to a partition now: the first message of a
+ * producer to a partition travels alone, see relay_topic.c.
+ */
+extern bool relay_topic_may_send(RelayTopic *topic, int partition, TimestampTz now);
 
 extern void relay_topic_sent(RelayTopic *topic, int partition, TimestampTz now);
 extern void relay_topic_acknowledged(RelayTopic *topic, int partition,
