@@ -72,7 +72,7 @@ give_up()
 # Run a command in the work directory as the user of the tests.
 as_user()
 {
-	local command=(env HOME="$work/home" LC_ALL=C.UTF-8 PERL5LIB="$work/src/test/lib"
+	local command=(env HOME="$work/home" LANG=C.UTF-8 LC_ALL=C.UTF-8 PERL5LIB="$work/src/test/lib"
 		OUTBOX_TEST_TOTALS="$work/totals" "$@")
 
 	if [ "$(id -u)" -eq 0 ]; then
