@@ -245,14 +245,3 @@ catalog_get(bool missing_ok)
 
 	return NULL;
 }
-
-CatalogExtensionState
-catalog_extension_state(void)
-{
-	char	   *version;
-
-	if (catalog_valid)
-		return CATALOG_READY;
-
-	return load(&version);
-}

@@ -46,11 +46,4 @@ typedef struct OutboxCatalog
  */
 extern const OutboxCatalog *catalog_get(bool missing_ok);
 
-/*
- * Whether this database has the extension, in a version this library serves.
- * Needs a transaction. As cheap as catalog_get() while READY; a scan of
- * pg_extension otherwise.
- */
-extern CatalogExtensionState catalog_extension_state(void);
-
 #endif							/* OUTBOX_CATALOG_H */

@@ -81,7 +81,6 @@ struct CursorScan
 	const CursorBound *upper;
 	int64		position;
 	Snapshot	snapshot;
-	MemoryContext context;
 	List	   *streams;
 	binaryheap *heap;
 	Stream	   *last;			/* the stream whose row the caller holds */

@@ -12,7 +12,7 @@
 #define OUTBOX_LIBRARY "outbox_kafka"
 #define OUTBOX_SCHEMA "outbox"
 
-/* The SQL definitions this library can serve; see catalog_extension_state() */
+/* The SQL definitions this library can serve; see catalog_get() */
 #define OUTBOX_SQL_VERSION "0.1.0"
 
 /* The ring of outbox.message_0 .. outbox.message_<OUTBOX_SEGMENTS - 1> */
