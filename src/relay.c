@@ -39,6 +39,7 @@
 #include "compat.h"
 #include "guc.h"
 #include "relay.h"
+#include "relay_catchup.h"
 #include "relay_internal.h"
 #include "relay_parked.h"
 #include "worker.h"
@@ -61,6 +62,9 @@
 #define PACE_MS 2
 #define PACE_FAST_MS 5
 #define RATE_INTERVAL_MS 50
+
+/* How often to look for lanes that do not answer. */
+#define LANES_INTERVAL_MS 250
 
 static RelayState
 present_state(const Relay *relay)
@@ -85,7 +89,7 @@ drain(Relay *relay, int timeout_ms)
 	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms);
 
 	while (relay->producer != NULL &&
-		   window_in_flight(relay->window) + parked_in_flight(relay->parked) > 0 &&
+		   relay_in_flight(relay) > 0 &&
 		   kafka_producer_is_connected(relay->producer))
 	{
 		TimestampTz now = GetCurrentTimestamp();
@@ -116,6 +120,7 @@ reload(Relay *relay)
 	relay->failures = 0;
 	relay->failed = false;
 	relay->retry_at = 0;
+	relay_held_try_now(relay);
 	relay->ring_due = GetCurrentTimestamp();
 }
 
@@ -149,11 +154,12 @@ pace(const Relay *relay)
  * connects when there is a need to, and brokers close idle connections.
  */
 static bool
-may_read(const Relay *relay)
+may_read(const Relay *relay, TimestampTz now)
 {
 	return !relay->paused && !relay->reset_needed &&
 		relay->producer != NULL && !relay_producer_is_changing(relay) &&
 		relay->retry_at == 0 && relay->unproven == NULL &&
+		!catchup_merges(relay, now) &&
 		(kafka_producer_is_connected(relay->producer) ||
 		 window_oldest(relay->window) == NULL) &&
 		relay_has_room(relay);
@@ -241,6 +247,7 @@ sleep_until_needed(Relay *relay, TimestampTz now, TimestampTz progress_due,
 	timeout = until(now, progress_due, timeout);
 	timeout = until(now, relay->ring_due, timeout);
 	timeout = until(now, relay->retry_at, timeout);
+	timeout = until(now, catchup_due(relay, now), timeout);
 	if (may_send_parked(relay) && parked_in_flight(relay->parked) == 0)
 		timeout = until(now, parked_due(relay->parked), timeout);
 	if (relay->reset_needed)
@@ -316,13 +323,21 @@ run(Relay *relay)
 		if (may_send_parked(relay))
 			parked_send(relay, now);
 
-		reading = may_read(relay);
+		if (relay->lanes_due <= now)
+		{
+			catchup_check_lanes(relay, now);
+			relay->lanes_due = TimestampTzPlusMilliseconds(now, LANES_INTERVAL_MS);
+		}
+
+		reading = may_read(relay, now);
 		if (reading && has_news(relay, now) &&
 			(more || pace(relay) == 0 ||
 			 TimestampDifferenceMilliseconds(relay->read_at, now) >= pace(relay)))
 			more = read_messages(relay, now);
 		else
 			more = false;
+		if (catchup_work(relay, now))
+			more = true;
 
 		if (relay_progress_is_due(relay, now, &progress_due))
 		{
@@ -339,7 +354,9 @@ run(Relay *relay)
 		{
 			Progress	progress = window_progress(relay->window);
 
-			relay->ring_due = segment_ring_maintain(relay->ring, progress.done);
+			relay->ring_due =
+				segment_ring_maintain(relay->ring,
+									  relay_held_oldest(relay, progress.done));
 			pg_atomic_write_u32(&relay->slot->current_segment,
 								(uint32) segment_ring_current(relay->ring));
 			MemoryContextSwitchTo(relay->loop_context);
@@ -349,7 +366,7 @@ run(Relay *relay)
 		if (!more)
 		{
 			pgstat_report_stat(false);
-			sleep_until_needed(relay, now, progress_due, may_read(relay));
+			sleep_until_needed(relay, now, progress_due, may_read(relay, now));
 		}
 	}
 }
@@ -394,7 +411,8 @@ outbox_kafka_relay_main(Datum main_arg)
 	if (parked_is_finished(relay->parked))
 		parked_finish(relay, GetCurrentTimestamp());
 	if (!relay->superseded &&
-		window_delivered(relay->window) != relay->stored_delivered)
+		(window_delivered(relay->window) != relay->stored_delivered ||
+		 relay_held_progress_due(relay, true) != 0))
 		(void) relay_progress_store(relay, GetCurrentTimestamp());
 	proc_exit(0);
 }

@@ -6,6 +6,8 @@
  *	relay_session.c		transactions, waiting
  *	relay_start.c		what is read before anything is sent
  *	relay_read.c		reading messages and handing them to the producer
+ *	relay_held.c		lanes with cursors of their own
+ *	relay_catchup.c		when lanes are held, and how they come back
  *	relay_producer.c	making, serving, losing and dropping the producer
  *	relay_parked.c		messages set aside
  *	relay_progress.c	storing progress, reporting to shared memory
@@ -15,6 +17,8 @@
 
 #include "access/xlogdefs.h"
 #include "storage/latch.h"
+
+#include "nodes/pg_list.h"
 
 #include "kafka.h"
 #include "progress.h"
@@ -98,6 +102,15 @@ typedef struct Relay
 	TimestampTz retry_at;		/* 0: nothing is waited for */
 	char		last_failure[SLOT_ERROR_LENGTH];
 
+	/* lanes with cursors of their own, see relay_held.h */
+	List	   *held;			/* of RelayHeld */
+	RelayTopic *hold_topic;		/* one that is to be held, or NULL */
+	char		hold_error[KAFKA_ERROR_LENGTH];
+	TimestampTz lanes_due;		/* look for silent ones then */
+	int			speculative;	/* held without evidence, in a row */
+	TimestampTz speculated_at;
+	uint64		held_delivered; /* acknowledged to their cursors */
+
 	/* messages set aside, see relay_parked.h */
 	struct ParkedMessages *parked;
 	RelayTopic *parked_unresolved;	/* topic of one, to be resolved */
@@ -106,7 +119,8 @@ typedef struct Relay
 	char		park_error[KAFKA_ERROR_LENGTH];
 	int64		dated_now_id;	/* refused for its time: send it with now's */
 	bool		parked_some;	/* in the transaction under way */
-	uint64		parked_count;	/* delivered to the window, but not to Kafka */
+	uint64		passed_count;	/* delivered to the main window, but not to
+								 * Kafka: parked, or left to a held lane */
 	bool		parked_refused; /* one of them was: the producer is dead */
 
 	/* pause() */
@@ -115,6 +129,7 @@ typedef struct Relay
 	bool		control_known;
 
 	/* progress on disk */
+	ProgressPlace place;
 	uint64		stored_delivered;	/* window_delivered() when stored last */
 	CursorBound *stored_done;
 	CursorBound *stored_batch;	/* or NULL */
@@ -124,9 +139,10 @@ typedef struct Relay
 	XLogRecPtr	flushing_lsn;	/* where that one ends */
 
 	/* reports */
-	uint64		reported_delivered;
+	uint64		reported_published;
 	uint64		repeated;
-	TimestampTz last_ack_at;
+	TimestampTz last_ack_at;	/* this round of serving reports began then */
+	TimestampTz acknowledged_at;	/* any lane, last */
 	TimestampTz topics_reported_at;
 	bool		caught_up;		/* the last reading found the end */
 
@@ -178,6 +194,16 @@ extern void relay_read_control(Relay *relay);
 /* relay_read.c */
 extern ReadResult relay_read(Relay *relay);
 extern bool relay_has_room(const Relay *relay);
+
+/*
+ * The same for the cursor of a held lane, up to the main cursor's newest
+ * bound; READ_ALL: it stands there.
+ */
+extern ReadResult relay_read_held(Relay *relay, struct RelayHeld *held);
+
+/* Messages in flight by all cursors whose lanes answer, and what is parked. */
+extern int	relay_in_flight(const Relay *relay);
+extern bool relay_has_room_for_bytes(const Relay *relay);
 
 /* relay_producer.c */
 

@@ -23,6 +23,7 @@
 #include "utils/timestamp.h"
 
 #include "guc.h"
+#include "relay_held.h"
 #include "relay_internal.h"
 #include "relay_parked.h"
 
@@ -44,12 +45,29 @@ static KafkaProducer *open_producer = NULL;
 
 /* ---- events; these handlers must not raise an error ---- */
 
+/* The first refusal says most; the others follow from it. */
+static void
+note_refusal(Relay *relay, RelayTopic *topic, int partition, int64 id,
+			 const KafkaDelivery *delivery)
+{
+	if (relay->refusal != KAFKA_ERROR_NONE && relay->refusal != KAFKA_ERROR_PURGED)
+		return;
+	relay->refusal = delivery->class;
+	relay->refusal_code = delivery->code;
+	relay->refused_id = id;
+	relay->refused_topic = topic;
+	snprintf(relay->refusal_text, sizeof(relay->refusal_text),
+			 "message " INT64_FORMAT " to topic \"%s\" partition %d: %s",
+			 id, topic->name, partition, kafka_error_text(delivery->code));
+}
+
 static void
 delivered(void *arg, const KafkaDelivery *delivery)
 {
 	Relay	   *relay = (Relay *) arg;
 	WindowEntry *entry;
 	RelayTopic *topic;
+	RelayRefusal refused = {0};
 
 	if (delivery->tag & PARKED_TAG)
 	{
@@ -57,6 +75,13 @@ delivered(void *arg, const KafkaDelivery *delivery)
 		if (delivery->class != KAFKA_ERROR_NONE &&
 			delivery->class != KAFKA_ERROR_PURGED)
 			relay->parked_refused = true;
+		return;
+	}
+
+	if (relay->held != NIL && relay_held_report(relay, delivery, &refused))
+	{
+		if (refused.topic != NULL)
+			note_refusal(relay, refused.topic, refused.partition, refused.id, delivery);
 		return;
 	}
 
@@ -70,6 +95,7 @@ delivered(void *arg, const KafkaDelivery *delivery)
 		/* relay->last_ack_at is the time of this round of serving */
 		relay_topic_acknowledged(topic, entry->partition, entry->bytes,
 								 relay->last_ack_at);
+		relay->acknowledged_at = relay->last_ack_at;
 		if (topic == relay->unproven && entry->partition == relay->unproven_partition)
 			relay->unproven = NULL;
 		if (relay->cautious > 0)
@@ -78,18 +104,7 @@ delivered(void *arg, const KafkaDelivery *delivery)
 		return;
 	}
 
-	/* the first refusal says most; the others follow from it */
-	if (relay->refusal == KAFKA_ERROR_NONE || relay->refusal == KAFKA_ERROR_PURGED)
-	{
-		relay->refusal = delivery->class;
-		relay->refusal_code = delivery->code;
-		relay->refused_id = entry->id;
-		relay->refused_topic = topic;
-		snprintf(relay->refusal_text, sizeof(relay->refusal_text),
-				 "message " INT64_FORMAT " to topic \"%s\" partition %d: %s",
-				 entry->id, topic->name, entry->partition,
-				 kafka_error_text(delivery->code));
-	}
+	note_refusal(relay, topic, entry->partition, entry->id, delivery);
 }
 
 static void
@@ -239,7 +254,8 @@ judge(Relay *relay)
 	if (relay->refusal == KAFKA_ERROR_RECORD)
 	{
 		int			suspects = window_in_flight(relay->window) +
-		window_acknowledged_out_of_order(relay->window);
+		window_acknowledged_out_of_order(relay->window) +
+		relay_held_in_flight(relay);
 
 		if (relay->cautious == 0)
 			relay->cautious = Max(suspects, 1);
@@ -252,6 +268,12 @@ judge(Relay *relay)
 			strlcpy(relay->park_error, kafka_error_text(relay->refusal_code),
 					sizeof(relay->park_error));
 		}
+	}
+	else if (relay->refusal == KAFKA_ERROR_TOPIC)
+	{
+		relay->hold_topic = relay->refused_topic;
+		strlcpy(relay->hold_error, kafka_error_text(relay->refusal_code),
+				sizeof(relay->hold_error));
 	}
 	else if (relay->refusal != KAFKA_ERROR_NONE &&
 			 relay->refusal != KAFKA_ERROR_PURGED)
@@ -274,8 +296,9 @@ relay_producer_is_changing(const Relay *relay)
 static void
 choose_kind(Relay *relay)
 {
+	/* what a silent lane still has in flight is no reason to wait */
 	bool		idle = window_oldest(relay->window) == NULL &&
-	parked_in_flight(relay->parked) == 0;
+	relay_in_flight(relay) == 0;
 
 	if (relay->full_chunks >= BULK_CHUNKS)
 		relay->bulk_wanted = true;
@@ -291,6 +314,18 @@ choose_kind(Relay *relay)
 		/* nothing was in flight: what was read stays read */
 		relay->caught_up = caught_up;
 	}
+}
+
+/* The broker refused a topic; nothing of it is in flight any more. */
+static void
+hold_refused_topic(Relay *relay, TimestampTz now)
+{
+	RelayTopic *topic = relay->hold_topic;
+
+	relay->hold_topic = NULL;
+	if (!relay_hold(relay, topic, HELD_WHOLE_TOPIC, HELD_REFUSED,
+					relay->hold_error, now))
+		relay_fail(relay, topic, relay->hold_error);
 }
 
 void
@@ -322,6 +357,8 @@ relay_producer_serve(Relay *relay)
 	{
 		judge(relay);
 		relay_producer_close(relay);
+		if (relay->hold_topic != NULL)
+			hold_refused_topic(relay, now);
 	}
 	else if (!relay->reset_needed)
 		choose_kind(relay);
@@ -351,6 +388,7 @@ relay_producer_close(Relay *relay)
 	relay->reset_needed = false;
 	relay->parked_refused = false;
 	parked_forget_producer(relay->parked);
+	relay_held_forget_producer(relay);
 	relay->refusal = KAFKA_ERROR_NONE;
 	relay->unresolved = NULL;
 	relay->unresolved_since = 0;

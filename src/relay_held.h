@@ -1,0 +1,129 @@
+/*
+ * relay_held.h
+ *	  Held lanes, as the relay uses them: see relay_held.c.
+ */
+#ifndef OUTBOX_RELAY_HELD_H
+#define OUTBOX_RELAY_HELD_H
+
+#include "held.h"
+#include "relay_internal.h"
+
+typedef enum RelayHeldState
+{
+	RELAY_HELD_WAITING,			/* for reports, for a decision, or for a time */
+	RELAY_HELD_SENDING			/* its cursor catches up with the main one */
+} RelayHeldState;
+
+/* One of the lane's messages that was in flight when the lane was held. */
+typedef struct RelayLeftover
+{
+	uint64		tag;
+	int64		id;
+	uint32		bytes;
+	int			partition;
+	bool		reported;
+	bool		acknowledged;
+} RelayLeftover;
+
+typedef struct RelayHeld
+{
+	HeldLane	lane;
+	RelayTopic *topic;
+	RelayHeldState state;
+	bool		paused;			/* outbox.pause(topic) */
+	bool		announced;		/* the log knows of it */
+	bool		changed;		/* lane has news that are not on disk */
+	TimestampTz updated_at;		/* when they were stored last */
+
+	/* its cursor */
+	Window	   *window;
+	ProgressPlace place;
+	uint64		stored_delivered;
+	CursorBound *stored_done;
+	CursorBound *stored_batch;	/* or NULL */
+	TimestampTz stored_at;
+
+	/* what the producer still has from before, in the order of tags */
+	RelayLeftover *leftovers;
+	int			nleftovers;
+	int			unreported;
+
+	/* tries */
+	int			failures;
+	TimestampTz next_try_at;
+	bool		proven;			/* this producer has had an acknowledgement */
+	bool		blocked;		/* nothing more can be read just now */
+	TimestampTz merging_since;	/* the main cursor waits for it; or 0 */
+	TimestampTz merge_retry_at;
+} RelayHeld;
+
+/* Messages of held lanes have this bit in their tags, and the cursor's id. */
+#define HELD_TAG UINT64CONST(0x4000000000000000)
+#define HELD_TAG_SHIFT 40
+
+extern uint64 relay_held_tag(const RelayHeld *held);
+
+/* Read what is held, at the start. In a transaction. */
+extern void relay_held_load(Relay *relay, const OutboxCatalog *catalog);
+
+/* That of a partition, or of the whole topic, itself; or NULL. */
+extern RelayHeld *relay_held_find(const RelayTopic *topic, int partition);
+
+/* Forget one that is not on disk any more. */
+extern void relay_held_remove(Relay *relay, RelayHeld *held);
+
+/* Whether a message was acknowledged though the cursor comes to it only now. */
+extern bool relay_held_was_delivered(const RelayHeld *held, int64 id);
+
+/* The one that a message of the topic belongs to, or NULL. */
+extern RelayHeld *relay_held_of(const RelayTopic *topic, TupleTableSlot *slot);
+
+/*
+ * Hold a lane, or the whole topic, from where the main cursor stands. Runs a
+ * transaction. False: not now, a table is locked, or too many are held.
+ */
+extern bool relay_hold(Relay *relay, RelayTopic *topic, int partition,
+					   HeldReason reason, const char *error, TimestampTz now);
+
+/* The topics that outbox.pause(topic) names, a list of char *. */
+extern void relay_held_pause(Relay *relay, List *topics, TimestampTz now);
+
+/* Somebody asked for it: try all of them now. */
+extern void relay_held_try_now(Relay *relay);
+
+/* What a report refused. */
+typedef struct RelayRefusal
+{
+	RelayTopic *topic;			/* NULL: nothing */
+	int			partition;
+	int64		id;
+} RelayRefusal;
+
+/* A report. False: it is none of a held lane's. Raises no error. */
+extern bool relay_held_report(Relay *relay, const KafkaDelivery *delivery,
+							  RelayRefusal *refusal);
+
+/* In flight by cursors of lanes that answer. */
+extern int	relay_held_in_flight(const Relay *relay);
+extern uint64 relay_held_bytes(const Relay *relay);
+
+/* Messages that wait in all of them, and since when one of them is held. */
+extern uint64 relay_held_waiting(const Relay *relay);
+extern TimestampTz relay_held_since(const Relay *relay);
+
+/* The producer is gone, and all that it had. */
+extern void relay_held_forget_producer(Relay *relay);
+
+/*
+ * When their progress should be stored, 0: there is none to store; at_once:
+ * somebody waits for it. Write it.
+ */
+extern TimestampTz relay_held_progress_due(const Relay *relay, bool at_once);
+extern bool relay_held_progress_write(Relay *relay, const OutboxCatalog *catalog,
+									  TimestampTz now);
+
+/* Everything that the bound covers is delivered, by all cursors. */
+extern const CursorBound *relay_held_oldest(const Relay *relay,
+											const CursorBound *done);
+
+#endif							/* OUTBOX_RELAY_HELD_H */
