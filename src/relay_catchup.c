@@ -30,7 +30,10 @@
 /* if another one has answered at least so long after it fell silent, */
 #define EVIDENCE_MS 1000
 
-/* or if it stops all others; so many at most until one answers. */
+/* or if it stops all others, or for being silent for very long; so many at
+ * most until one answers. */
+#define LONG_SILENCE_MS 10000
+#define FIRST_ANSWER_MS 5000	/* a new client has to make itself known first */
 #define MAX_SPECULATIVE 4
 
 /* How often that is looked at, while messages are in flight. */
@@ -85,20 +88,28 @@ look_at_silent_lane(void *arg, RelayTopic *topic, int partition)
 	}
 }
 
-/* The lane that everybody waits for, if it has been silent for long. */
+/*
+ * The lane of the oldest message, if it has been silent for long while
+ * everybody waits for it, or for very long.
+ */
 static bool
 find_blocking_lane(Relay *relay, TimestampTz now, RelayTopic **topic, int *partition)
 {
 	const WindowEntry *oldest = window_oldest(relay->window);
+	int			patience = LONG_SILENCE_MS;
+	bool		blocks = relay->unproven != NULL || !relay_has_room(relay);
 
-	if (oldest == NULL || (relay->unproven == NULL && relay_has_room(relay)))
+	if (oldest == NULL)
 		return false;
+	if (blocks)
+		patience = relay->acknowledged_at > relay->producer_since ?
+			LANE_TIMEOUT_MS : FIRST_ANSWER_MS;
 	*topic = (RelayTopic *) oldest->topic;
 	*partition = oldest->partition;
 	return *partition < (*topic)->partitions &&
 		relay_held_find(*topic, *partition) == NULL &&
 		TimestampDifferenceExceeds((*topic)->lanes[*partition].waiting_since, now,
-								   LANE_TIMEOUT_MS);
+								   patience);
 }
 
 void
@@ -129,15 +140,6 @@ catchup_check_lanes(Relay *relay, TimestampTz now)
 
 /* ---- what is held ---- */
 
-/* "topic "a"" or "topic "a" partition 3" */
-static char *
-name_of(const RelayHeld *held)
-{
-	if (held->lane.partition == HELD_WHOLE_TOPIC)
-		return psprintf("topic \"%s\"", held->lane.topic);
-	return psprintf("topic \"%s\" partition %d", held->lane.topic, held->lane.partition);
-}
-
 static void
 announce(RelayHeld *held, TimestampTz now)
 {
@@ -147,7 +149,7 @@ announce(RelayHeld *held, TimestampTz now)
 		return;
 	held->announced = true;
 	ereport(WARNING,
-			(errmsg("outbox_kafka holds %s: %s", name_of(held), held->lane.error),
+			(errmsg("outbox_kafka holds %s: %s", relay_held_name(held), held->lane.error),
 			 errdetail("Nothing is lost: its messages wait, in order, and the others go on. It is tried again from time to time."),
 			 errhint("See outbox.held_lanes.")));
 }
@@ -236,7 +238,7 @@ merge(Relay *relay, RelayHeld *held, TimestampTz now)
 	relay_commit(relay);
 	if (held->announced)
 		ereport(LOG,
-				(errmsg("outbox_kafka does not hold %s any more", name_of(held))));
+				(errmsg("outbox_kafka does not hold %s any more", relay_held_name(held))));
 	relay_held_remove(relay, held);
 }
 

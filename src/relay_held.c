@@ -262,6 +262,14 @@ take_leftovers(Relay *relay, RelayHeld *held)
 		relay->unproven = NULL;
 }
 
+char *
+relay_held_name(const RelayHeld *held)
+{
+	if (held->lane.partition == HELD_WHOLE_TOPIC)
+		return psprintf("topic \"%s\"", held->lane.topic);
+	return psprintf("topic \"%s\" partition %d", held->lane.topic, held->lane.partition);
+}
+
 bool
 relay_hold(Relay *relay, RelayTopic *topic, int partition, HeldReason reason,
 		   const char *error, TimestampTz now)
@@ -310,7 +318,11 @@ relay_hold(Relay *relay, RelayTopic *topic, int partition, HeldReason reason,
 	take_leftovers(relay, held);
 	held->paused = (reason == HELD_PAUSED);
 	enter(relay, held);
-	relay_topic_failed(topic, error);
+	if (reason != HELD_PAUSED)
+	{
+		relay_topic_failed(topic, error);
+		shmem_set_error(relay->slot, psprintf("%s: %s", relay_held_name(held), error));
+	}
 	return true;
 }
 

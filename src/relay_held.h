@@ -69,6 +69,9 @@ extern void relay_held_load(Relay *relay, const OutboxCatalog *catalog);
 /* That of a partition, or of the whole topic, itself; or NULL. */
 extern RelayHeld *relay_held_find(const RelayTopic *topic, int partition);
 
+/* topic "a", or topic "a" partition 3; palloc'd. */
+extern char *relay_held_name(const RelayHeld *held);
+
 /* Forget one that is not on disk any more. */
 extern void relay_held_remove(Relay *relay, RelayHeld *held);
 

@@ -53,6 +53,7 @@ typedef struct Relay
 
 	/* the producer, or NULL */
 	KafkaProducer *producer;
+	TimestampTz producer_since;
 	char	   *producer_settings;	/* that it was made with */
 	RelayTopics *topics;
 	bool		bulk;			/* it makes full batches, see relay_producer.c */

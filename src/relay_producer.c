@@ -227,6 +227,7 @@ relay_producer_open(Relay *relay)
 		return;
 	}
 
+	relay->producer_since = GetCurrentTimestamp();
 	if (relay->producer_settings)
 		pfree(relay->producer_settings);
 	relay->producer_settings = MemoryContextStrdup(relay->context, present_settings());
