@@ -164,7 +164,7 @@ CREATE TABLE outbox.held_lane (
 	partition integer,
 	partitions integer,
 	since timestamptz NOT NULL,
-	reason text NOT NULL CHECK (reason OPERATOR(pg_catalog.=) ANY (ARRAY['no answer', 'refused', 'paused'])),
+	reason text NOT NULL CHECK (reason OPERATOR(pg_catalog.=) ANY (ARRAY['no answer', 'refused', 'paused', 'isolated'])),
 	error text,
 	waiting bigint NOT NULL,
 	CHECK ((partition IS NULL) OPERATOR(pg_catalog.=) (partitions IS NULL))
@@ -175,7 +175,7 @@ COMMENT ON COLUMN outbox.held_lane.topic IS 'Kafka topic';
 COMMENT ON COLUMN outbox.held_lane.partition IS 'NULL: the whole topic, but for partitions that are held themselves';
 COMMENT ON COLUMN outbox.held_lane.partitions IS 'number of partitions that keys are spread over as long as this is held';
 COMMENT ON COLUMN outbox.held_lane.since IS 'when it was held';
-COMMENT ON COLUMN outbox.held_lane.reason IS 'no answer: no acknowledgement while others had some; refused: the broker does not know or allow the topic; paused: by outbox.pause(topic)';
+COMMENT ON COLUMN outbox.held_lane.reason IS 'no answer: no acknowledgement while others had some; refused: the broker does not know or allow the topic; paused: by outbox.pause(topic); isolated: it refused a batch, whose messages are sent in small numbers until the refused one is found';
 COMMENT ON COLUMN outbox.held_lane.error IS 'what the broker said last, if it said something';
 COMMENT ON COLUMN outbox.held_lane.waiting IS 'messages passed over and not delivered; about';
 

@@ -35,7 +35,7 @@
 #define Anum_held_lane_waiting 8
 
 /* By HeldReason; the table has a check on them. */
-static const char *const reasons[] = {"no answer", "refused", "paused"};
+static const char *const reasons[] = {"no answer", "refused", "paused", "isolated"};
 
 static HeldReason
 reason_by_name(const char *name)

@@ -26,7 +26,8 @@ typedef enum HeldReason
 {
 	HELD_NO_ANSWER,				/* no acknowledgement while others had some */
 	HELD_REFUSED,				/* unknown to the broker, or forbidden */
-	HELD_PAUSED					/* outbox.pause(topic) */
+	HELD_PAUSED,				/* outbox.pause(topic) */
+	HELD_ISOLATED				/* a batch of it was refused */
 } HeldReason;
 
 typedef struct HeldLane

@@ -41,6 +41,7 @@
 #include "relay.h"
 #include "relay_catchup.h"
 #include "relay_internal.h"
+#include "relay_isolation.h"
 #include "relay_parked.h"
 #include "worker.h"
 
@@ -100,6 +101,7 @@ drain(Relay *relay, int timeout_ms)
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 		relay_producer_serve(relay);
+		isolation_serve(relay, now);
 	}
 }
 
@@ -115,6 +117,7 @@ reload(Relay *relay)
 				(errmsg("outbox_kafka makes a new producer, its settings may have changed")));
 		drain(relay, SHUTDOWN_DRAIN_MS);
 		relay_producer_close(relay);
+		isolation_close(relay);
 	}
 	/* whatever failed may go well with the new settings */
 	relay->failures = 0;
@@ -165,13 +168,12 @@ may_read(const Relay *relay, TimestampTz now)
 		relay_has_room(relay);
 }
 
-/* One that is refused ends the producer: not while others are looked into. */
 static bool
 may_send_parked(const Relay *relay)
 {
 	return !relay->paused && !relay->reset_needed &&
 		relay->producer != NULL && !relay_producer_is_changing(relay) &&
-		relay->retry_at == 0 && relay->cautious == 0 &&
+		relay->retry_at == 0 &&
 		kafka_producer_is_connected(relay->producer);
 }
 
@@ -248,6 +250,7 @@ sleep_until_needed(Relay *relay, TimestampTz now, TimestampTz progress_due,
 	timeout = until(now, relay->ring_due, timeout);
 	timeout = until(now, relay->retry_at, timeout);
 	timeout = until(now, catchup_due(relay, now), timeout);
+	timeout = until(now, isolation_due(relay), timeout);
 	if (may_send_parked(relay) && parked_in_flight(relay->parked) == 0)
 		timeout = until(now, parked_due(relay->parked), timeout);
 	if (relay->reset_needed)
@@ -268,7 +271,7 @@ sleep_until_needed(Relay *relay, TimestampTz now, TimestampTz progress_due,
 	if (reading)
 	{
 		timeout = until(now, relay->look_at, timeout);
-		if (in_flight && relay->cautious == 0 &&
+		if (in_flight &&
 			parked_in_flight(relay->parked) == 0 &&
 			pg_atomic_read_u32(&relay->slot->waiters) == 0)
 		{
@@ -314,6 +317,7 @@ run(Relay *relay)
 		if (relay->retry_at == 0)
 			relay_producer_open(relay);
 		relay_producer_serve(relay);
+		isolation_serve(relay, now);
 		note_connection(relay);
 		measure_rate(relay, now);
 		check_safety_net(relay, now);
@@ -389,7 +393,8 @@ outbox_kafka_relay_main(Datum main_arg)
 												ALLOCSET_DEFAULT_SIZES);
 	relay->row_context = AllocSetContextCreate(context, "outbox relay row",
 											   ALLOCSET_DEFAULT_SIZES);
-	relay->topics = relay_topics_create(context);
+	relay->topics = relay_topics_create(true, context);
+	relay->isolation = isolation_create(context);
 	relay->parked = parked_create(context);
 
 	/* progress that is lost only repeats messages; see relay_progress.c */

@@ -23,6 +23,7 @@
 
 #include "guc.h"
 #include "relay_catchup.h"
+#include "relay_isolation.h"
 
 /* A lane that has not answered for so long is held, */
 #define LANE_TIMEOUT_MS 2000
@@ -39,9 +40,7 @@
 /* How often that is looked at, while messages are in flight. */
 #define CHECK_INTERVAL_MS 500
 
-/* Between tries of a topic: doubled each time, up to the maximum. */
-#define TRY_MIN_MS 100
-#define TRY_MAX_MS 30000
+/* Until a topic is asked for again when nobody has answered. */
 #define TRY_AWAY_MS 1000
 
 /* How long the broker may take to tell of a topic. */
@@ -56,6 +55,9 @@
 /* How long the main cursor waits for one that has all but caught up. */
 #define MERGE_MS 300
 #define MERGE_RETRY_MS 5000
+
+/* An isolated lane is given back when nothing was refused for so long. */
+#define CLEAN_MS 3000
 
 /* Cursors that catch up at the same time. */
 #define MAX_SENDING 16
@@ -189,10 +191,25 @@ static void
 try_lane(Relay *relay, RelayHeld *held, TimestampTz now)
 {
 	KafkaError	error = {0};
+	KafkaProducer *producer = relay->producer;
+	RelayTopic *topic = held->topic;
 
-	if (!relay_topic_is_stale(held->topic, now) ||
-		relay_topic_resolve(held->topic, relay->producer, TOPIC_ANSWER_MS, now, &error))
+	if (held->isolated)
 	{
+		producer = isolation_producer(relay, now);
+		if (producer == NULL)
+		{
+			held->next_try_at = TimestampTzPlusMilliseconds(now, BLOCKED_MS);
+			return;
+		}
+		topic = relay_topic(isolation_topics(relay), held->lane.topic,
+							(int) strlen(held->lane.topic));
+		topic->pinned_partitions = held->topic->pinned_partitions;
+	}
+	if (!relay_topic_is_stale(topic, now) ||
+		relay_topic_resolve(topic, producer, TOPIC_ANSWER_MS, now, &error))
+	{
+		held->sends_as = topic;
 		held->state = RELAY_HELD_SENDING;
 		held->next_try_at = 0;
 		held->proven = false;
@@ -200,12 +217,13 @@ try_lane(Relay *relay, RelayHeld *held, TimestampTz now)
 	}
 	if (error.class == KAFKA_ERROR_RETRY)
 	{
-		held->next_try_at = TimestampTzPlusMilliseconds(now, TRY_AWAY_MS);
+		/* a new client has not connected yet */
+		held->next_try_at = TimestampTzPlusMilliseconds(now,
+														kafka_producer_is_connected(producer) ?
+														TRY_AWAY_MS : BLOCKED_MS);
 		return;
 	}
-	held->next_try_at = TimestampTzPlusMilliseconds(now, Min(TRY_MIN_MS << Min(held->failures, 10),
-															 TRY_MAX_MS));
-	held->failures++;
+	relay_held_failed(held, now);
 	if (held->lane.reason == HELD_PAUSED || strcmp(held->lane.error, error.message) != 0)
 	{
 		held->lane.reason = HELD_REFUSED;
@@ -249,8 +267,8 @@ has_room(const Relay *relay, const RelayHeld *held)
 
 	if (!held->proven && in_flight > 0)
 		return false;
-	if (relay->cautious > 0)
-		return held->proven && relay_in_flight(relay) == 0;
+	if (held->isolated && in_flight >= held->limit)
+		return false;
 	return !window_is_full(held->window) && relay_has_room_for_bytes(relay);
 }
 
@@ -286,7 +304,8 @@ send(Relay *relay, RelayHeld *held, TimestampTz now)
 		if (window_is_reading(held->window) || window_read_bound(held->window) != newest)
 			return more;
 	}
-	if (window_is_reading(relay->window))
+	if (window_is_reading(relay->window) ||
+		(held->isolated && !TimestampDifferenceExceeds(held->refused_at, now, CLEAN_MS)))
 		return more;
 
 	if (window_oldest(held->window) == NULL)
@@ -363,6 +382,8 @@ catchup_due(const Relay *relay, TimestampTz now)
 		if (held->state == RELAY_HELD_SENDING)
 		{
 			due = sooner(due, held->next_try_at);
+			if (held->isolated)
+				due = sooner(due, TimestampTzPlusMilliseconds(held->refused_at, CLEAN_MS + 1));
 			if (held->merging_since != 0)
 				due = sooner(due, TimestampTzPlusMilliseconds(held->merging_since, MERGE_MS + 1));
 		}

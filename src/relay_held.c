@@ -23,6 +23,10 @@
  * remembered by their tags, so that what arrives after all is not sent a second
  * time when the lane's cursor comes to it.
  *
+ * A lane of which a batch was refused is held in the same way, and its cursor
+ * sends by the second producer, in small numbers (relay_isolation.c), until
+ * nothing has been refused for a while.
+ *
  * Not every silence is one lane's. If no lane has answered since, the broker or
  * the network is away, and to hold each lane would only cost. So a lane is
  * held when some other one was acknowledged well after it fell silent; or,
@@ -46,6 +50,13 @@
 #define HELD_WINDOW 2000
 #define STORE_INTERVAL_MS 100
 #define UPDATE_INTERVAL_MS 1000
+
+/* What was refused together is sent again in so many parts. */
+#define SUSPECT_GROUPS 8
+
+/* Between tries of what was refused: doubled each time, up to the maximum. */
+#define TRY_MIN_MS 100
+#define TRY_MAX_MS 30000
 
 uint64
 relay_held_tag(const RelayHeld *held)
@@ -128,6 +139,7 @@ make(Relay *relay, const HeldLane *lane, const Progress *start)
 	RelayHeld  *held = MemoryContextAllocZero(relay->context, sizeof(RelayHeld));
 
 	held->lane = *lane;
+	held->limit = 1;
 	held->topic = relay_topic(relay->topics, lane->topic, (int) strlen(lane->topic));
 	held->window = window_create(Min(guc_max_in_flight, HELD_WINDOW), start,
 								 relay->context);
@@ -192,6 +204,7 @@ relay_held_load(Relay *relay, const OutboxCatalog *catalog)
 							lane->cursor_id, lane->topic)));
 		held = make(relay, lane, &start);
 		held->announced = true;
+		held->isolated = (lane->reason == HELD_ISOLATED || lane->reason == HELD_REFUSED);
 		enter(relay, held);
 	}
 }
@@ -256,7 +269,7 @@ take_leftovers(Relay *relay, RelayHeld *held)
 			relay->passed_count++;
 		window_acknowledge(relay->window, held->leftovers[i].tag);
 	}
-	if (relay->unproven == held->topic &&
+	if (held->topic == relay->unproven &&
 		(held->lane.partition == HELD_WHOLE_TOPIC ||
 		 held->lane.partition == relay->unproven_partition))
 		relay->unproven = NULL;
@@ -268,6 +281,20 @@ relay_held_name(const RelayHeld *held)
 	if (held->lane.partition == HELD_WHOLE_TOPIC)
 		return psprintf("topic \"%s\"", held->lane.topic);
 	return psprintf("topic \"%s\" partition %d", held->lane.topic, held->lane.partition);
+}
+
+void
+relay_held_isolate(RelayHeld *held, HeldReason reason, TimestampTz now)
+{
+	held->isolated = true;
+	held->limit = 1;
+	held->refused_at = now;
+	held->state = RELAY_HELD_WAITING;
+	if (held->lane.reason != reason)
+	{
+		held->lane.reason = reason;
+		held->changed = true;
+	}
 }
 
 bool
@@ -394,17 +421,18 @@ find_leftover(const RelayHeld *held, uint64 tag)
 	return NULL;
 }
 
+/* by: as the producer that sent it knows the topic. */
 static void
-acknowledged(Relay *relay, RelayHeld *held, int partition, uint32 bytes)
+acknowledged(Relay *relay, RelayHeld *held, RelayTopic *by, int partition, uint32 bytes)
 {
-	relay_topic_acknowledged(held->topic, partition, bytes, relay->last_ack_at);
-	relay->acknowledged_at = relay->last_ack_at;
+	relay_topic_acknowledged(by, partition, bytes, relay->last_ack_at);
+	if (by == held->topic)
+		relay->acknowledged_at = relay->last_ack_at;
 	relay->held_delivered++;
 	if (held->lane.waiting > 0)
 		held->lane.waiting--;
 	held->changed = true;
-	if (relay->cautious > 0)
-		relay->cautious--;
+	held->failures = 0;
 }
 
 bool
@@ -431,7 +459,8 @@ relay_held_report(Relay *relay, const KafkaDelivery *delivery, RelayRefusal *ref
 			if (delivery->class == KAFKA_ERROR_NONE)
 			{
 				leftover->acknowledged = true;
-				acknowledged(relay, held, leftover->partition, leftover->bytes);
+				acknowledged(relay, held, held->topic, leftover->partition,
+							 leftover->bytes);
 			}
 			else
 			{
@@ -447,12 +476,19 @@ relay_held_report(Relay *relay, const KafkaDelivery *delivery, RelayRefusal *ref
 
 			if (entry == NULL || entry->acknowledged)
 				return true;
-			held->blocked = false;
+			held->next_try_at = 0;
 			if (delivery->class == KAFKA_ERROR_NONE)
 			{
 				held->proven = true;
-				acknowledged(relay, held, entry->partition, entry->bytes);
+				acknowledged(relay, held, held->sends_as, entry->partition, entry->bytes);
 				window_acknowledge(held->window, tag);
+				if (held->suspects > 0)
+					held->suspects--;
+				else if (held->isolated && ++held->taken >= held->limit)
+				{
+					held->limit = Min(held->limit * 2, HELD_WINDOW);
+					held->taken = 0;
+				}
 			}
 			else
 			{
@@ -478,7 +514,63 @@ relay_held_was_delivered(const RelayHeld *held, int64 id)
 }
 
 void
-relay_held_forget_producer(Relay *relay)
+relay_held_failed(RelayHeld *held, TimestampTz now)
+{
+	int			wait = Min(TRY_MIN_MS << Min(held->failures, 10), TRY_MAX_MS);
+
+	held->state = RELAY_HELD_WAITING;
+	held->failures++;
+	held->next_try_at = TimestampTzPlusMilliseconds(now, wait);
+}
+
+void
+relay_held_refused(Relay *relay, const RelayRefusal *refusal, KafkaErrorClass class,
+				   int code, TimestampTz now)
+{
+	RelayHeld  *held = NULL;
+	int			suspects;
+	ListCell   *lc;
+
+	foreach(lc, relay->held)
+	{
+		RelayHeld  *candidate = (RelayHeld *) lfirst(lc);
+
+		if (candidate->topic == refusal->topic && candidate->isolated &&
+			(candidate->lane.partition == HELD_WHOLE_TOPIC ||
+			 candidate->lane.partition == refusal->partition))
+			held = candidate;
+	}
+	if (held == NULL)
+		return;
+
+	suspects = window_in_flight(held->window) +
+		window_acknowledged_out_of_order(held->window);
+	held->refused_at = now;
+	strlcpy(held->lane.error, kafka_error_text(code), sizeof(held->lane.error));
+	held->changed = true;
+	if (class == KAFKA_ERROR_TOPIC)
+	{
+		held->lane.reason = HELD_REFUSED;
+		relay_held_failed(held, now);
+	}
+	else if (class == KAFKA_ERROR_RECORD && suspects == 1)
+	{
+		/* refused alone: this is the one */
+		if (kafka_error_is_timestamp(code) && held->dated_now_id != refusal->id)
+			held->dated_now_id = refusal->id;
+		else
+		{
+			held->park_id = refusal->id;
+			strlcpy(held->park_error, kafka_error_text(code), sizeof(held->park_error));
+		}
+	}
+	held->suspects = suspects;
+	held->taken = 0;
+	held->limit = Max(suspects / SUSPECT_GROUPS, 1);
+}
+
+void
+relay_held_forget_producer(Relay *relay, bool isolation)
 {
 	ListCell   *lc;
 
@@ -486,12 +578,18 @@ relay_held_forget_producer(Relay *relay)
 	{
 		RelayHeld  *held = (RelayHeld *) lfirst(lc);
 
-		for (int i = 0; i < held->nleftovers; i++)
-			held->leftovers[i].reported = true;
-		relay->repeated += held->unreported + window_in_flight(held->window);
-		held->unreported = 0;
+		if (!isolation)
+		{
+			for (int i = 0; i < held->nleftovers; i++)
+				held->leftovers[i].reported = true;
+			relay->repeated += held->unreported;
+			held->unreported = 0;
+		}
+		if (held->isolated != isolation)
+			continue;
+		relay->repeated += window_in_flight(held->window);
 		held->proven = false;
-		held->blocked = false;
+		held->next_try_at = 0;
 		window_reset(held->window);
 	}
 }
@@ -506,7 +604,7 @@ relay_held_in_flight(const Relay *relay)
 	{
 		const RelayHeld *held = (const RelayHeld *) lfirst(lc);
 
-		if (held->proven)
+		if (held->proven && !held->isolated)
 			result += window_in_flight(held->window);
 	}
 	return result;

@@ -28,9 +28,18 @@ typedef struct RelayLeftover
 typedef struct RelayHeld
 {
 	HeldLane	lane;
-	RelayTopic *topic;
+	RelayTopic *topic;			/* with the main producer */
+	RelayTopic *sends_as;		/* with the one that it sends by */
 	RelayHeldState state;
 	bool		paused;			/* outbox.pause(topic) */
+	bool		isolated;		/* sends by the second producer */
+	int			limit;			/* if so, so many may be in flight */
+	int			taken;			/* acknowledged since that was set */
+	int			suspects;		/* of so many one was refused */
+	TimestampTz refused_at;		/* if so, when something was refused last */
+	int64		park_id;		/* refused alone: park it when it is read */
+	char		park_error[KAFKA_ERROR_LENGTH];
+	int64		dated_now_id;	/* refused for its time: send it with now's */
 	bool		announced;		/* the log knows of it */
 	bool		changed;		/* lane has news that are not on disk */
 	TimestampTz updated_at;		/* when they were stored last */
@@ -52,10 +61,17 @@ typedef struct RelayHeld
 	int			failures;
 	TimestampTz next_try_at;
 	bool		proven;			/* this producer has had an acknowledgement */
-	bool		blocked;		/* nothing more can be read just now */
 	TimestampTz merging_since;	/* the main cursor waits for it; or 0 */
 	TimestampTz merge_retry_at;
 } RelayHeld;
+
+/* What a report refused. */
+typedef struct RelayRefusal
+{
+	RelayTopic *topic;			/* NULL: nothing */
+	int			partition;
+	int64		id;
+} RelayRefusal;
 
 /* Messages of held lanes have this bit in their tags, and the cursor's id. */
 #define HELD_TAG UINT64CONST(0x4000000000000000)
@@ -88,34 +104,41 @@ extern RelayHeld *relay_held_of(const RelayTopic *topic, TupleTableSlot *slot);
 extern bool relay_hold(Relay *relay, RelayTopic *topic, int partition,
 					   HeldReason reason, const char *error, TimestampTz now);
 
+/*
+ * From now on one sends by the second producer. Nothing of it may be in flight
+ * by the first.
+ */
+extern void relay_held_isolate(RelayHeld *held, HeldReason reason, TimestampTz now);
+
+/* It was refused as a whole: it is tried again after a pause. */
+extern void relay_held_failed(RelayHeld *held, TimestampTz now);
+
 /* The topics that outbox.pause(topic) names, a list of char *. */
 extern void relay_held_pause(Relay *relay, List *topics, TimestampTz now);
 
 /* Somebody asked for it: try all of them now. */
 extern void relay_held_try_now(Relay *relay);
 
-/* What a report refused. */
-typedef struct RelayRefusal
-{
-	RelayTopic *topic;			/* NULL: nothing */
-	int			partition;
-	int64		id;
-} RelayRefusal;
-
 /* A report. False: it is none of a held lane's. Raises no error. */
 extern bool relay_held_report(Relay *relay, const KafkaDelivery *delivery,
 							  RelayRefusal *refusal);
 
-/* In flight by cursors of lanes that answer. */
+/* In flight by cursors of lanes that answer, with the main producer. */
 extern int	relay_held_in_flight(const Relay *relay);
+
+/*
+ * The broker refused a message of an isolated lane; all reports have come.
+ */
+extern void relay_held_refused(Relay *relay, const RelayRefusal *refusal,
+							   KafkaErrorClass class, int code, TimestampTz now);
 extern uint64 relay_held_bytes(const Relay *relay);
 
 /* Messages that wait in all of them, and since when one of them is held. */
 extern uint64 relay_held_waiting(const Relay *relay);
 extern TimestampTz relay_held_since(const Relay *relay);
 
-/* The producer is gone, and all that it had. */
-extern void relay_held_forget_producer(Relay *relay);
+/* The one producer or the other is gone, and all that it had. */
+extern void relay_held_forget_producer(Relay *relay, bool isolation);
 
 /*
  * When their progress should be stored, 0: there is none to store; at_once:

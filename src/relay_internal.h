@@ -9,6 +9,7 @@
  *	relay_held.c		lanes with cursors of their own
  *	relay_catchup.c		when lanes are held, and how they come back
  *	relay_producer.c	making, serving, losing and dropping the producer
+ *	relay_isolation.c	the second producer, for what may be refused
  *	relay_parked.c		messages set aside
  *	relay_progress.c	storing progress, reporting to shared memory
  */
@@ -65,6 +66,7 @@ typedef struct Relay
 	int			refusal_code;
 	int64		refused_id;
 	RelayTopic *refused_topic;
+	int			refused_partition;
 	char		refusal_text[SLOT_ERROR_LENGTH];
 	bool		event_pending;
 	char		event_text[KAFKA_ERROR_LENGTH];
@@ -72,8 +74,11 @@ typedef struct Relay
 	char		log_text[KAFKA_ERROR_LENGTH];
 	TimestampTz logged_at;
 
+	/* the second producer, for what may be refused; see relay_isolation.c */
+	struct RelayIsolation *isolation;
+
 	/* what the main loop waits for */
-	WaitEventSet *wait_all;		/* latch and producer */
+	WaitEventSet *wait_all;		/* latch and producers */
 	WaitEventSet *wait_latch;	/* latch only */
 
 	/* messages in flight */
@@ -99,14 +104,11 @@ typedef struct Relay
 	TimestampTz reset_by;		/* at the latest then */
 	int			failures;		/* in a row */
 	uint64		failed_tag;		/* delivering this one ends the row */
-	int			cautious;		/* so many messages are sent one by one */
 	TimestampTz retry_at;		/* 0: nothing is waited for */
 	char		last_failure[SLOT_ERROR_LENGTH];
 
 	/* lanes with cursors of their own, see relay_held.h */
 	List	   *held;			/* of RelayHeld */
-	RelayTopic *hold_topic;		/* one that is to be held, or NULL */
-	char		hold_error[KAFKA_ERROR_LENGTH];
 	TimestampTz lanes_due;		/* look for silent ones then */
 	int			speculative;	/* held without evidence, in a row */
 	TimestampTz speculated_at;
@@ -115,14 +117,9 @@ typedef struct Relay
 	/* messages set aside, see relay_parked.h */
 	struct ParkedMessages *parked;
 	RelayTopic *parked_unresolved;	/* topic of one, to be resolved */
-	int64		park_id;		/* refused alone: park it when it is read, or
-								 * 0 */
-	char		park_error[KAFKA_ERROR_LENGTH];
-	int64		dated_now_id;	/* refused for its time: send it with now's */
 	bool		parked_some;	/* in the transaction under way */
 	uint64		passed_count;	/* delivered to the main window, but not to
 								 * Kafka: parked, or left to a held lane */
-	bool		parked_refused; /* one of them was: the producer is dead */
 
 	/* pause() */
 	bool		paused;
@@ -222,6 +219,13 @@ extern void relay_producer_serve(Relay *relay);
 
 /* Drop it; what is not acknowledged will be read again. */
 extern void relay_producer_close(Relay *relay);
+
+/* What a producer is made from, at present; client_id is palloc'd. */
+extern void relay_producer_config(const Relay *relay, KafkaProducerConfig *config);
+
+/* Its log lines and events that are no report, for any producer. */
+extern void relay_producer_log(void *arg, int syslog_level, const char *text);
+extern void relay_producer_event(void *arg, const KafkaError *error);
 
 /* The settings changed: whether the producer has to be made anew. */
 extern bool relay_producer_is_outdated(const Relay *relay);

@@ -36,6 +36,7 @@
 #include "catalog.h"
 #include "message.h"
 #include "record.h"
+#include "relay_isolation.h"
 #include "relay_parked.h"
 
 /* Sent together, while none of them is known to be refused. */
@@ -295,11 +296,11 @@ fail_at_once(ParkedMessages *parked, ParkedFlight *flight, KafkaErrorClass class
 
 /* Hand one to the producer. False: not now, nor those after it. */
 static bool
-send_one(Relay *relay, TupleTableSlot *slot, TimestampTz now)
+send_one(Relay *relay, KafkaProducer *producer, TupleTableSlot *slot, TimestampTz now)
 {
 	ParkedMessages *parked = relay->parked;
 	ParkedFlight *flight = &parked->flight[parked->nflight];
-	RelayTopic *topic = record_topic(relay->topics, slot);
+	RelayTopic *topic = record_topic(isolation_topics(relay), slot);
 	KafkaRecord record;
 	WindowEntry entry;
 	KafkaError	error;
@@ -330,7 +331,7 @@ send_one(Relay *relay, TupleTableSlot *slot, TimestampTz now)
 	flight->bytes = entry.bytes;
 	record.tag = PARKED_TAG | (parked->round << 8) | (uint64) parked->nflight;
 
-	switch (kafka_produce(relay->producer, &record, &error))
+	switch (kafka_produce(producer, &record, &error))
 	{
 		case KAFKA_ERROR_NONE:
 			relay_topic_sent(topic, record.partition, now);
@@ -360,15 +361,19 @@ parked_send(Relay *relay, TimestampTz now)
 	Datum		values[2];
 	TupleTableSlot *slot;
 	Relation	leaf;
+	KafkaProducer *producer;
 
 	if (parked->nflight > 0 || parked->due == 0 || parked->due > now)
+		return;
+	producer = isolation_producer(relay, now);
+	if (producer == NULL)
 		return;
 
 	if (relay->parked_unresolved)
 	{
 		KafkaError	error;
 
-		if (!relay_topic_resolve(relay->parked_unresolved, relay->producer,
+		if (!relay_topic_resolve(relay->parked_unresolved, producer,
 								 PARKED_TOPIC_MS, now, &error))
 		{
 			relay_topic_failed(relay->parked_unresolved, error.message);
@@ -415,7 +420,7 @@ parked_send(Relay *relay, TimestampTz now)
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		fill_slot(slot, SPI_tuptable->vals[i], SPI_tuptable->tupdesc);
-		if (!send_one(relay, slot, now))
+		if (!send_one(relay, producer, slot, now))
 			break;
 	}
 	if (SPI_processed == 0)
@@ -515,9 +520,6 @@ parked_finish(Relay *relay, TimestampTz now)
 		parked->one_by_one--;
 	parked->nflight = 0;
 	parked->nreported = 0;
-
-	/* reading may wait for one of these in its partition */
-	relay->unproven = NULL;
 }
 
 void

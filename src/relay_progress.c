@@ -20,6 +20,7 @@
 #include "guc.h"
 #include "relay_held.h"
 #include "relay_internal.h"
+#include "relay_isolation.h"
 
 /* Between two writes while messages flow; the same for reports. */
 #define STORE_INTERVAL_MS 100
@@ -178,13 +179,15 @@ relay_report(Relay *relay, RelayState state, TimestampTz now)
 	}
 	pg_atomic_write_u64(&slot->held_waiting,
 						relay->held != NIL ? relay_held_waiting(relay) : 0);
+	if (window_highest_delivered(relay->window) > 0)
+		pg_atomic_write_u64(&slot->last_id,
+							(uint64) window_highest_delivered(relay->window));
+
 	/* what was passed over counts as delivered only when its turn comes */
 	if ((int64) (published - relay->reported_published) > 0)
 	{
 		pg_atomic_fetch_add_u64(&slot->published,
 								(int64) (published - relay->reported_published));
-		pg_atomic_write_u64(&slot->last_id,
-							(uint64) window_highest_delivered(relay->window));
 		pg_atomic_write_u64(&slot->last_ack_at, (uint64) relay->last_ack_at);
 		relay->reported_published = published;
 	}
@@ -193,5 +196,6 @@ relay_report(Relay *relay, RelayState state, TimestampTz now)
 	{
 		relay->topics_reported_at = now;
 		relay_topics_report(relay->topics);
+		relay_topics_report(isolation_topics(relay));
 	}
 }

@@ -27,6 +27,7 @@
 #include "record.h"
 #include "relay_held.h"
 #include "relay_internal.h"
+#include "relay_isolation.h"
 #include "relay_parked.h"
 
 /* Rows of a chunk: events of the producer are served in between. */
@@ -69,9 +70,8 @@ window_is_closed(const Relay *relay, const RelayHeld *held)
 {
 	Window	   *window = window_of(relay, held);
 
-	if (relay->cautious > 0 && relay_in_flight(relay) > 0)
-		return true;
-	if (held && !held->proven && window_in_flight(window) > 0)
+	if (held && window_in_flight(window) > 0 &&
+		(!held->proven || (held->isolated && window_in_flight(window) >= held->limit)))
 		return true;
 	if (window_oldest(window) == NULL)
 		return false;
@@ -93,8 +93,6 @@ relay_has_room_for_bytes(const Relay *relay)
 bool
 relay_has_room(const Relay *relay)
 {
-	if (relay->cautious > 0)
-		return relay_in_flight(relay) == 0;
 	return window_in_flight(relay->window) +
 		window_acknowledged_out_of_order(relay->window) <=
 		guc_max_in_flight - Max(guc_max_in_flight / 4, 1) &&
@@ -183,8 +181,8 @@ park_row(Relay *relay, RelayHeld *held, const CursorRow *row, RelayTopic *topic,
 
 	if (held && held->lane.waiting > 0)
 		held->lane.waiting--;
-	if (relay->cautious > 0)
-		relay->cautious--;
+	if (held && held->suspects > 0)
+		held->suspects--;
 	if (why != NULL)
 	{
 		relay_topic_failed(topic, why);
@@ -246,21 +244,28 @@ static bool
 send_row_in_context(Relay *relay, RelayHeld *held, const CursorRow *row, TimestampTz now)
 {
 	RelayTopic *topic = record_topic(relay->topics, row->slot);
+	KafkaProducer *producer = relay->producer;
 	KafkaRecord record;
 	WindowEntry entry;
 	KafkaError	error;
 
 	if (is_passed_over(relay, held, row, topic))
 		return true;
-	if (relay_topic_is_stale(topic, now))
-		return must_resolve(relay, held, topic);
-	if (row->id == relay->park_id)
+	if (held)
 	{
-		park_row(relay, held, row, topic, relay->park_error);
-		relay->park_id = 0;
+		topic = held->sends_as;
+		if (held->isolated)
+			producer = isolation_producer(relay, now);
+	}
+	if (producer == NULL || relay_topic_is_stale(topic, now))
+		return must_resolve(relay, held, topic);
+	if (held && row->id == held->park_id)
+	{
+		park_row(relay, held, row, topic, held->park_error);
+		held->park_id = 0;
 		return true;
 	}
-	if (!record_build(row->slot, topic, now, row->id == relay->dated_now_id,
+	if (!record_build(row->slot, topic, now, held && row->id == held->dated_now_id,
 					  &record, &entry))
 	{
 		/* perhaps the topic has more partitions by now: ask once */
@@ -298,13 +303,14 @@ send_row_in_context(Relay *relay, RelayHeld *held, const CursorRow *row, Timesta
 	entry.id = row->id;
 	entry.topic = topic;
 	record.tag = held ? relay_held_tag(held) : window_next_tag(relay->window);
-	switch (kafka_produce(relay->producer, &record, &error))
+	switch (kafka_produce(producer, &record, &error))
 	{
 		case KAFKA_ERROR_NONE:
 			break;
 		case KAFKA_ERROR_QUEUE_FULL:
 			kafka_headers_free(record.headers);
-			relay->retry_at = TimestampTzPlusMilliseconds(now, 5);
+			if (held == NULL)
+				relay->retry_at = TimestampTzPlusMilliseconds(now, 5);
 			return false;
 		case KAFKA_ERROR_RECORD:
 			kafka_headers_free(record.headers);
@@ -317,11 +323,15 @@ send_row_in_context(Relay *relay, RelayHeld *held, const CursorRow *row, Timesta
 		case KAFKA_ERROR_CLIENT:
 			/* its reports, served next, say why */
 			kafka_headers_free(record.headers);
-			relay->retry_at = TimestampTzPlusMilliseconds(now, 1);
+			if (held == NULL)
+				relay->retry_at = TimestampTzPlusMilliseconds(now, 1);
 			return false;
 		default:
 			kafka_headers_free(record.headers);
-			relay_fail(relay, topic, describe(row, topic, error.message));
+			if (held)
+				relay_held_failed(held, now);
+			else
+				relay_fail(relay, topic, describe(row, topic, error.message));
 			return false;
 	}
 	window_sent(window_of(relay, held), &entry);

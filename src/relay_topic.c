@@ -37,11 +37,12 @@ struct RelayTopics
 {
 	MemoryContext context;
 	HTAB	   *table;
+	bool		is_main;
 	RelayTopic *last;			/* the one found last */
 };
 
 RelayTopics *
-relay_topics_create(MemoryContext context)
+relay_topics_create(bool is_main, MemoryContext context)
 {
 	RelayTopics *topics = MemoryContextAllocZero(context, sizeof(RelayTopics));
 	HASHCTL		ctl = {0};
@@ -49,6 +50,7 @@ relay_topics_create(MemoryContext context)
 	ctl.keysize = sizeof(((RelayTopic *) NULL)->name);
 	ctl.entrysize = sizeof(RelayTopic);
 	ctl.hcxt = context;
+	topics->is_main = is_main;
 	topics->context = context;
 	topics->table = hash_create("outbox_kafka topics", 64, &ctl,
 								HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
@@ -230,9 +232,9 @@ relay_topics_report(RelayTopics *topics)
 		if (!topic->changed)
 			continue;
 		topic_stats_report(topic->name,
-						   topic->partitions > 0 ? topic->partitions : -1,
+						   topics->is_main && topic->partitions > 0 ? topic->partitions : -1,
 						   topic->published, topic->published_bytes,
-						   topic->in_flight,
+						   topics->is_main ? topic->in_flight : -1,
 						   topic->error[0] != '\0' ? topic->error : NULL);
 		topic->error[0] = '\0';
 		topic->published = 0;

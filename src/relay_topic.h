@@ -46,7 +46,11 @@ typedef struct RelayTopic
 
 typedef struct RelayTopics RelayTopics;
 
-extern RelayTopics *relay_topics_create(MemoryContext context);
+/*
+ * One for each producer. Only the main one's says how many messages are in
+ * flight, and how many partitions there are, in the statistics.
+ */
+extern RelayTopics *relay_topics_create(bool is_main, MemoryContext context);
 
 /* Look up or enter. name need not be terminated. */
 extern RelayTopic *relay_topic(RelayTopics *topics, const char *name, int length);
