@@ -41,6 +41,7 @@
 #include "relay.h"
 #include "relay_internal.h"
 #include "relay_parked.h"
+#include "relay_standby.h"
 #include "worker.h"
 
 /* Look for messages this often even if nobody says that there are any. */
@@ -73,6 +74,8 @@ present_state(const Relay *relay)
 		return RELAY_PAUSED;
 	if (relay->producer == NULL || !kafka_producer_is_connected(relay->producer))
 		return RELAY_CONNECTING;
+	if (relay_standby_is_late(relay))
+		return RELAY_STANDBY;
 	if (relay->caught_up && window_oldest(relay->window) == NULL)
 		return RELAY_IDLE;
 	return RELAY_RUNNING;

@@ -9,6 +9,8 @@
  *	relay_producer.c	making, serving, losing and dropping the producer
  *	relay_parked.c		messages set aside
  *	relay_progress.c	storing progress, reporting to shared memory
+ *	relay_standby.c		waiting for the synchronous standby
+ *	relay_backlog.c		measuring what is on disk
  */
 #ifndef OUTBOX_RELAY_INTERNAL_H
 #define OUTBOX_RELAY_INTERNAL_H
@@ -73,7 +75,7 @@ typedef struct Relay
 
 	/* messages in flight */
 	Window	   *window;
-	XLogRecPtr	batch_insert_lsn;	/* see durability.h */
+	XLogRecPtr	batch_end;		/* covers its commits, see durability.h */
 	uint64		seen_commits;	/* slot->commits before the last bound */
 	TimestampTz look_at;		/* look for messages then, told or not */
 	uint64		quiet_next_xid; /* the next xid while nobody but us wrote
@@ -87,6 +89,13 @@ typedef struct Relay
 	/* a partition whose first message has to be acknowledged before others */
 	RelayTopic *unproven;
 	int			unproven_partition;
+
+	/* waiting for the synchronous standby, see relay_standby.h */
+	XLogRecPtr	standby_awaited;	/* what reading waits for, or invalid */
+	TimestampTz standby_since;	/* 0: nothing is waited for */
+	bool		standby_late;	/* long enough to be the relay's state */
+	TimestampTz standby_told_at;
+	char		standby_text[256];
 
 	/* failures: sending is tried again at retry_at */
 	bool		failed;

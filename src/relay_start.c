@@ -6,7 +6,6 @@
 #include "postgres.h"
 
 #include "access/xact.h"
-#include "access/xlog.h"
 #include "commands/dbcommands.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
@@ -15,6 +14,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "durability.h"
 #include "guc.h"
 #include "relay_internal.h"
 #include "relay_parked.h"
@@ -124,7 +124,9 @@ relay_start(Relay *relay)
 			break;
 	}
 	relay->window = window_create(guc_max_in_flight, &progress, relay->context);
-	relay->batch_insert_lsn = GetXLogInsertRecPtr();
+
+	/* taken after all that a batch under way can contain became visible */
+	relay->batch_end = durability_position();
 	relay_progress_start(relay);
 }
 

@@ -305,6 +305,8 @@ shmem_relay_state_name(RelayState state)
 			return "idle";
 		case RELAY_PAUSED:
 			return "paused";
+		case RELAY_STANDBY:
+			return "waiting for standby";
 		case RELAY_FAILED:
 			return "failed";
 	}

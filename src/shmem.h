@@ -55,6 +55,7 @@ typedef enum RelayState
 	RELAY_RUNNING,				/* messages are going out, or are looked for */
 	RELAY_IDLE,					/* everything is delivered */
 	RELAY_PAUSED,				/* outbox.pause() */
+	RELAY_STANDBY,				/* the synchronous standby is late or missing */
 	RELAY_FAILED				/* a permanent error; retried with backoff */
 } RelayState;
 
