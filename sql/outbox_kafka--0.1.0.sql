@@ -467,6 +467,14 @@ COMMENT ON FUNCTION outbox.topic_status_rows() IS 'behind outbox.topic_status';
 CREATE VIEW outbox.topic_status AS SELECT * FROM outbox.topic_status_rows();
 COMMENT ON VIEW outbox.topic_status IS 'counters per topic since the server started';
 
+CREATE FUNCTION outbox.backlog_row(OUT bytes bigint, OUT max_bytes bigint, OUT policy text)
+	RETURNS record
+	LANGUAGE c VOLATILE PARALLEL RESTRICTED
+	AS 'MODULE_PATHNAME', 'outbox_kafka_backlog';
+COMMENT ON FUNCTION outbox.backlog_row() IS 'behind outbox.backlog';
+CREATE VIEW outbox.backlog AS SELECT * FROM outbox.backlog_row();
+COMMENT ON VIEW outbox.backlog IS 'disk space that messages take, with indexes and TOAST, and the limit to it: one row';
+
 CREATE TYPE outbox.pending_message AS (
 	id bigint, event_id uuid, topic text, xid xid8, segment smallint, bytes integer, created_at timestamptz);
 COMMENT ON TYPE outbox.pending_message IS 'a row of outbox.pending';
@@ -531,8 +539,8 @@ REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION outbox.current_segment() TO PUBLIC;
 
 GRANT USAGE ON SCHEMA outbox TO pg_monitor;
-GRANT SELECT ON outbox.relay_status, outbox.topic_status, outbox.pending, outbox.parked, outbox.message_status TO pg_monitor;
-GRANT EXECUTE ON FUNCTION outbox.relay_status_row(), outbox.topic_status_rows(), outbox.pending_rows(), outbox.status(uuid) TO pg_monitor;
+GRANT SELECT ON outbox.relay_status, outbox.topic_status, outbox.backlog, outbox.pending, outbox.parked, outbox.message_status TO pg_monitor;
+GRANT EXECUTE ON FUNCTION outbox.relay_status_row(), outbox.topic_status_rows(), outbox.backlog_row(), outbox.pending_rows(), outbox.status(uuid) TO pg_monitor;
 
 -- ---------------------------------------------------------------------------
 -- What pg_dump takes along: messages still to be sent, what is parked, grants

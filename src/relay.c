@@ -120,6 +120,7 @@ reload(Relay *relay)
 	relay->failed = false;
 	relay->retry_at = 0;
 	relay->ring_due = GetCurrentTimestamp();
+	relay->backlog_at = 0;
 }
 
 /* How fast others commit, measured every now and then. */
@@ -243,6 +244,7 @@ sleep_until_needed(Relay *relay, TimestampTz now, TimestampTz progress_due,
 
 	timeout = until(now, progress_due, timeout);
 	timeout = until(now, relay->ring_due, timeout);
+	timeout = until(now, relay->backlog_due, timeout);
 	timeout = until(now, relay->retry_at, timeout);
 	if (may_send_parked(relay) && parked_in_flight(relay->parked) == 0)
 		timeout = until(now, parked_due(relay->parked), timeout);
@@ -338,6 +340,7 @@ run(Relay *relay)
 				relay->ring_due > TimestampTzPlusMilliseconds(now, RING_INTERVAL_MS))
 				relay->ring_due = TimestampTzPlusMilliseconds(now, RING_INTERVAL_MS);
 		}
+		relay_backlog(relay, now);
 		if (relay->ring_due != 0 && relay->ring_due <= now)
 		{
 			Progress	progress = window_progress(relay->window);

@@ -139,6 +139,11 @@ typedef struct Relay
 	TimestampTz topics_reported_at;
 	bool		caught_up;		/* the last reading found the end */
 
+	/* size of the messages on disk, see relay_backlog.c */
+	TimestampTz backlog_at;		/* when it was measured; 0: not yet */
+	TimestampTz backlog_due;	/* of the next look, 0: none is needed */
+	bool		backlog_tight;	/* half of the limit is taken */
+
 	/* how fast others commit, to choose how often to look */
 	uint64		rate_commits;
 	TimestampTz rate_at;
@@ -213,6 +218,11 @@ extern bool relay_producer_is_outdated(const Relay *relay);
  * is, or NULL. text names topic and message, never a payload.
  */
 extern void relay_fail(Relay *relay, RelayTopic *topic, const char *text);
+
+/* relay_backlog.c */
+
+/* Measure what is on disk, if that is due. */
+extern void relay_backlog(Relay *relay, TimestampTz now);
 
 /* relay_progress.c */
 extern void relay_progress_start(Relay *relay);

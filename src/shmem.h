@@ -89,6 +89,10 @@ typedef struct RelaySlot
 	ConditionVariable progress_cv;	/* broadcast after progress is committed,
 									 * and when the relay leaves */
 
+	/* --- size of the messages on disk, see backlog.h --- */
+	pg_atomic_uint64 backlog;	/* bytes, as measured last (relay) */
+	pg_atomic_uint32 backlog_wanted;	/* 1: somebody published since */
+
 	/* --- report (relay) --- */
 	pg_atomic_uint32 state;		/* enum RelayState; of a relay that left, its
 								 * last one */
