@@ -416,6 +416,35 @@ CREATE FUNCTION outbox.revoke_publish(role regrole) RETURNS void
 COMMENT ON FUNCTION outbox.revoke_publish(regrole) IS 'undo outbox.grant_publish()';
 
 -- ---------------------------------------------------------------------------
+-- What tells this database from its copies. Not dumped: what a dump makes is
+-- another one. A copy of the server's files has the same identity; see
+-- outbox_kafka.identity_file.
+-- ---------------------------------------------------------------------------
+
+CREATE TABLE outbox.database_identity (
+	identity uuid PRIMARY KEY,
+	database_oid oid NOT NULL,
+	made_at timestamptz NOT NULL
+);
+COMMENT ON TABLE outbox.database_identity IS 'what tells this database from its copies: one row';
+COMMENT ON COLUMN outbox.database_identity.identity IS 'random; what outbox_kafka.identity_file has to name';
+COMMENT ON COLUMN outbox.database_identity.database_oid IS 'database it was made for; differs in one copied with CREATE DATABASE';
+COMMENT ON COLUMN outbox.database_identity.made_at IS 'when it was made';
+INSERT INTO outbox.database_identity (identity, database_oid, made_at)
+	SELECT pg_catalog.gen_random_uuid(), d.oid, pg_catalog.now()
+	FROM pg_catalog.pg_database AS d
+	WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database();
+
+CREATE FUNCTION outbox.identity() RETURNS uuid
+	LANGUAGE sql STABLE SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+		SELECT i.identity FROM outbox.database_identity AS i, pg_catalog.pg_database AS d
+		WHERE d.datname = current_database() AND i.database_oid = d.oid
+	$$;
+COMMENT ON FUNCTION outbox.identity() IS 'what outbox_kafka.identity_file has to name for this database to send; NULL in a copied one that has had no relay yet';
+
+-- ---------------------------------------------------------------------------
 -- A publication FOR ALL TABLES in another database with the extension brings
 -- the rows of that one's tables: they are dropped. (message_before_insert
 -- does so for messages.) Replica triggers fire in apply workers only.
@@ -430,7 +459,7 @@ DO $do$
 DECLARE
 	name pg_catalog.text;
 BEGIN
-	FOREACH name IN ARRAY ARRAY['segment', 'relay_state', 'relay_position', 'relay_control', 'parked_message', 'publish_grant'] LOOP
+	FOREACH name IN ARRAY ARRAY['segment', 'relay_state', 'relay_position', 'relay_control', 'parked_message', 'publish_grant', 'database_identity'] LOOP
 		EXECUTE pg_catalog.format(
 			'CREATE TRIGGER ignore_replicated BEFORE INSERT OR UPDATE OR DELETE ON outbox.%1$I
 			 FOR EACH ROW EXECUTE FUNCTION outbox.ignore_replicated()', name);
@@ -540,7 +569,7 @@ GRANT EXECUTE ON FUNCTION outbox.current_segment() TO PUBLIC;
 
 GRANT USAGE ON SCHEMA outbox TO pg_monitor;
 GRANT SELECT ON outbox.relay_status, outbox.topic_status, outbox.backlog, outbox.pending, outbox.parked, outbox.message_status TO pg_monitor;
-GRANT EXECUTE ON FUNCTION outbox.relay_status_row(), outbox.topic_status_rows(), outbox.backlog_row(), outbox.pending_rows(), outbox.status(uuid) TO pg_monitor;
+GRANT EXECUTE ON FUNCTION outbox.relay_status_row(), outbox.topic_status_rows(), outbox.backlog_row(), outbox.pending_rows(), outbox.status(uuid), outbox.identity() TO pg_monitor;
 
 -- ---------------------------------------------------------------------------
 -- What pg_dump takes along: messages still to be sent, what is parked, grants

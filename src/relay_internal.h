@@ -18,6 +18,7 @@
 #include "access/xlogdefs.h"
 #include "storage/latch.h"
 
+#include "identity.h"
 #include "kafka.h"
 #include "progress.h"
 #include "relay_topic.h"
@@ -46,6 +47,7 @@ typedef struct Relay
 	TimestampTz ring_due;		/* 0: when something was published */
 
 	char	   *database;		/* its name */
+	char		identity[IDENTITY_LENGTH];
 	Oid			extension;		/* that the relay started with */
 	bool		superseded;		/* the extension was dropped, perhaps remade */
 

@@ -16,6 +16,7 @@
 
 #include "durability.h"
 #include "guc.h"
+#include "identity.h"
 #include "relay_internal.h"
 #include "relay_parked.h"
 #include "worker.h"
@@ -102,6 +103,7 @@ relay_start(Relay *relay)
 	relay_check_sequence(catalog);
 	relay->database = MemoryContextStrdup(relay->context,
 										  get_database_name(MyDatabaseId));
+	identity_read(relay->identity);
 	relay->ring = segment_ring_load(catalog, relay->context);
 	result = progress_read(catalog, MAIN_CURSOR, CURSOR_NO_WAIT, &progress,
 						   relay->context);
