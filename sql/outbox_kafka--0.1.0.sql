@@ -468,6 +468,35 @@ CREATE FUNCTION outbox.revoke_publish(role regrole) RETURNS void
 COMMENT ON FUNCTION outbox.revoke_publish(regrole) IS 'undo outbox.grant_publish()';
 
 -- ---------------------------------------------------------------------------
+-- What tells this database from its copies. Not dumped: what a dump makes is
+-- another one. A copy of the server's files has the same identity; see
+-- outbox_kafka.identity_file.
+-- ---------------------------------------------------------------------------
+
+CREATE TABLE outbox.database_identity (
+	identity uuid PRIMARY KEY,
+	database_oid oid NOT NULL,
+	made_at timestamptz NOT NULL
+);
+COMMENT ON TABLE outbox.database_identity IS 'what tells this database from its copies: one row';
+COMMENT ON COLUMN outbox.database_identity.identity IS 'random; what outbox_kafka.identity_file has to name';
+COMMENT ON COLUMN outbox.database_identity.database_oid IS 'database it was made for; differs in one copied with CREATE DATABASE';
+COMMENT ON COLUMN outbox.database_identity.made_at IS 'when it was made';
+INSERT INTO outbox.database_identity (identity, database_oid, made_at)
+	SELECT pg_catalog.gen_random_uuid(), d.oid, pg_catalog.now()
+	FROM pg_catalog.pg_database AS d
+	WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database();
+
+CREATE FUNCTION outbox.identity() RETURNS uuid
+	LANGUAGE sql STABLE SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+		SELECT i.identity FROM outbox.database_identity AS i, pg_catalog.pg_database AS d
+		WHERE d.datname = current_database() AND i.database_oid = d.oid
+	$$;
+COMMENT ON FUNCTION outbox.identity() IS 'what outbox_kafka.identity_file has to name for this database to send; NULL in a copied one that has had no relay yet';
+
+-- ---------------------------------------------------------------------------
 -- A publication FOR ALL TABLES in another database with the extension brings
 -- the rows of that one's tables: they are dropped. (message_before_insert
 -- does so for messages.) Replica triggers fire in apply workers only.
@@ -482,7 +511,7 @@ DO $do$
 DECLARE
 	name pg_catalog.text;
 BEGIN
-	FOREACH name IN ARRAY ARRAY['segment', 'relay_state', 'relay_position', 'relay_control', 'held_lane', 'parked_message', 'publish_grant'] LOOP
+	FOREACH name IN ARRAY ARRAY['segment', 'relay_state', 'relay_position', 'relay_control', 'held_lane', 'parked_message', 'publish_grant', 'database_identity'] LOOP
 		EXECUTE pg_catalog.format(
 			'CREATE TRIGGER ignore_replicated BEFORE INSERT OR UPDATE OR DELETE ON outbox.%1$I
 			 FOR EACH ROW EXECUTE FUNCTION outbox.ignore_replicated()', name);
@@ -518,6 +547,14 @@ CREATE FUNCTION outbox.topic_status_rows(
 COMMENT ON FUNCTION outbox.topic_status_rows() IS 'behind outbox.topic_status';
 CREATE VIEW outbox.topic_status AS SELECT * FROM outbox.topic_status_rows();
 COMMENT ON VIEW outbox.topic_status IS 'counters per topic since the server started';
+
+CREATE FUNCTION outbox.backlog_row(OUT bytes bigint, OUT max_bytes bigint, OUT policy text)
+	RETURNS record
+	LANGUAGE c VOLATILE PARALLEL RESTRICTED
+	AS 'MODULE_PATHNAME', 'outbox_kafka_backlog';
+COMMENT ON FUNCTION outbox.backlog_row() IS 'behind outbox.backlog';
+CREATE VIEW outbox.backlog AS SELECT * FROM outbox.backlog_row();
+COMMENT ON VIEW outbox.backlog IS 'disk space that messages take, with indexes and TOAST, and the limit to it: one row';
 
 CREATE TYPE outbox.pending_message AS (
 	id bigint, event_id uuid, topic text, xid xid8, segment smallint, bytes integer, created_at timestamptz);
@@ -595,8 +632,8 @@ REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION outbox.current_segment() TO PUBLIC;
 
 GRANT USAGE ON SCHEMA outbox TO pg_monitor;
-GRANT SELECT ON outbox.relay_status, outbox.topic_status, outbox.pending, outbox.parked, outbox.held_lanes, outbox.message_status TO pg_monitor;
-GRANT EXECUTE ON FUNCTION outbox.relay_status_row(), outbox.topic_status_rows(), outbox.pending_rows(), outbox.status(uuid) TO pg_monitor;
+GRANT SELECT ON outbox.relay_status, outbox.topic_status, outbox.backlog, outbox.pending, outbox.parked, outbox.held_lanes, outbox.message_status TO pg_monitor;
+GRANT EXECUTE ON FUNCTION outbox.relay_status_row(), outbox.topic_status_rows(), outbox.backlog_row(), outbox.pending_rows(), outbox.status(uuid), outbox.identity() TO pg_monitor;
 
 -- ---------------------------------------------------------------------------
 -- What pg_dump takes along: messages still to be sent, what is parked, grants

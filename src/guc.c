@@ -28,6 +28,10 @@ int			guc_segment_size = 64;
 int			guc_headers = HEADERS_CLOUDEVENTS;
 int			guc_record_timestamp = RECORD_TIMESTAMP_CREATED;
 char	   *guc_source = NULL;
+int			guc_max_backlog = 0;
+int			guc_backlog_policy = BACKLOG_REFUSE;
+bool		guc_wait_for_standby = false;
+char	   *guc_identity_file = NULL;
 int			guc_max_databases = 64;
 
 static const struct config_enum_entry headers_options[] = {
@@ -40,6 +44,12 @@ static const struct config_enum_entry headers_options[] = {
 static const struct config_enum_entry record_timestamp_options[] = {
 	{"created", RECORD_TIMESTAMP_CREATED, false},
 	{"sent", RECORD_TIMESTAMP_SENT, false},
+	{NULL, 0, false}
+};
+
+static const struct config_enum_entry backlog_policy_options[] = {
+	{"warn", BACKLOG_WARN, false},
+	{"refuse", BACKLOG_REFUSE, false},
 	{NULL, 0, false}
 };
 
@@ -76,6 +86,16 @@ check_source(char **newval, void **extra, GucSource source)
 		}
 	}
 	return true;
+}
+
+/* Relative to the data directory it would be copied with the server. */
+static bool
+check_identity_file(char **newval, void **extra, GucSource source)
+{
+	if (*newval == NULL || (*newval)[0] == '\0' || is_absolute_path(*newval))
+		return true;
+	GUC_check_errdetail("It must be an absolute path outside the data directory.");
+	return false;
 }
 
 void
@@ -217,6 +237,56 @@ guc_define(void)
 							   "",
 							   PGC_SUSET, 0,
 							   check_source, NULL, NULL);
+
+	/*
+	 * How much disk space messages may take before publishers notice that
+	 * they do not get away: the disk's safety against the application's.
+	 */
+	DefineCustomIntVariable("outbox_kafka.max_backlog",
+							"Disk space that messages may take before publishing warns or refuses.",
+							"Tables, indexes and TOAST of outbox.message, measured about once a second. 0: no limit.",
+							&guc_max_backlog,
+							0, 0, INT_MAX,
+							PGC_SUSET, GUC_UNIT_MB,
+							NULL, NULL, NULL);
+
+	/*
+	 * Whether the application fails or the disk fills when Kafka has been
+	 * away for too long.
+	 */
+	DefineCustomEnumVariable("outbox_kafka.backlog_policy",
+							 "What publishing does when outbox_kafka.max_backlog is exceeded.",
+							 "refuse: an error; warn: a warning, once a minute in each session.",
+							 &guc_backlog_policy,
+							 BACKLOG_REFUSE, backlog_policy_options,
+							 PGC_SUSET, 0,
+							 NULL, NULL, NULL);
+
+	/*
+	 * Whether a failover to the synchronous standby can take back what Kafka
+	 * already has: a round trip to the standby before each batch, and nothing
+	 * sent while it is away.
+	 */
+	DefineCustomBoolVariable("outbox_kafka.wait_for_standby",
+							 "Sends a message only when the synchronous standby has flushed its commit.",
+							 "Without a connected synchronous standby messages wait.",
+							 &guc_wait_for_standby,
+							 false,
+							 PGC_SIGHUP, 0,
+							 NULL, NULL, NULL);
+
+	/*
+	 * Which server a database may send from. A copy of the files that is
+	 * brought up elsewhere, where this file does not name its databases,
+	 * sends nothing.
+	 */
+	DefineCustomStringVariable("outbox_kafka.identity_file",
+							   "File outside the data directory that names the databases that may send.",
+							   "Lines with what outbox.identity() returns. Empty: all may.",
+							   &guc_identity_file,
+							   "",
+							   PGC_SIGHUP, GUC_SUPERUSER_ONLY,
+							   check_identity_file, NULL, NULL);
 
 	/*
 	 * How much shared memory and how many of max_worker_processes the

@@ -54,6 +54,24 @@ extern int	guc_record_timestamp;
 /* ce_source of CloudEvents. Empty: "/postgresql/<database>". */
 extern char *guc_source;
 
+enum BacklogPolicy
+{
+	BACKLOG_WARN,
+	BACKLOG_REFUSE
+};
+
+/* Megabytes that messages may take on disk; 0: no limit. */
+extern int	guc_max_backlog;
+
+/* What publishing does beyond that (enum BacklogPolicy). */
+extern int	guc_backlog_policy;
+
+/* Send only what the synchronous standby has flushed. */
+extern bool guc_wait_for_standby;
+
+/* A file, not copied with the server, that names the databases that send. */
+extern char *guc_identity_file;
+
 /* How many databases of this server can have a relay at a time. */
 extern int	guc_max_databases;
 

@@ -29,6 +29,7 @@
 #include "utils/uuid.h"
 #include "utils/xid8.h"
 
+#include "backlog.h"
 #include "catalog.h"
 #include "message.h"
 #include "message_check.h"
@@ -96,6 +97,7 @@ check_row(const Datum *values, const bool *nulls)
 
 	message_check(&fields);
 	publish_grant_check(fields.topic, fields.topic_length);
+	backlog_check();
 }
 
 /*

@@ -30,6 +30,7 @@
 #include "utils/uuid.h"
 #include "utils/xid8.h"
 
+#include "backlog.h"
 #include "catalog.h"
 #include "message.h"
 #include "message_check.h"
@@ -264,6 +265,7 @@ publish(FunctionCallInfo fcinfo, Datum key, Datum payload)
 
 	message_check(&fields);
 	publish_grant_check(fields.topic, fields.topic_length);
+	backlog_check();
 
 	now = GetCurrentTimestamp();
 

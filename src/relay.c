@@ -43,6 +43,7 @@
 #include "relay_internal.h"
 #include "relay_isolation.h"
 #include "relay_parked.h"
+#include "relay_standby.h"
 #include "worker.h"
 
 /* Look for messages this often even if nobody says that there are any. */
@@ -78,6 +79,8 @@ present_state(const Relay *relay)
 		return RELAY_PAUSED;
 	if (relay->producer == NULL || !kafka_producer_is_connected(relay->producer))
 		return RELAY_CONNECTING;
+	if (relay_standby_is_late(relay))
+		return RELAY_STANDBY;
 	if (relay->caught_up && window_oldest(relay->window) == NULL)
 		return RELAY_IDLE;
 	return RELAY_RUNNING;
@@ -125,6 +128,7 @@ reload(Relay *relay)
 	relay->retry_at = 0;
 	relay_held_try_now(relay);
 	relay->ring_due = GetCurrentTimestamp();
+	relay->backlog_at = 0;
 }
 
 /* How fast others commit, measured every now and then. */
@@ -248,6 +252,7 @@ sleep_until_needed(Relay *relay, TimestampTz now, TimestampTz progress_due,
 
 	timeout = until(now, progress_due, timeout);
 	timeout = until(now, relay->ring_due, timeout);
+	timeout = until(now, relay->backlog_due, timeout);
 	timeout = until(now, relay->retry_at, timeout);
 	timeout = until(now, catchup_due(relay, now), timeout);
 	timeout = until(now, isolation_due(relay), timeout);
@@ -354,6 +359,7 @@ run(Relay *relay)
 				relay->ring_due > TimestampTzPlusMilliseconds(now, RING_INTERVAL_MS))
 				relay->ring_due = TimestampTzPlusMilliseconds(now, RING_INTERVAL_MS);
 		}
+		relay_backlog(relay, now);
 		if (relay->ring_due != 0 && relay->ring_due <= now)
 		{
 			Progress	progress = window_progress(relay->window);

@@ -13,6 +13,8 @@
  *	relay_isolation.c	the second producer, for what may be refused
  *	relay_parked.c		messages set aside
  *	relay_progress.c	storing progress, reporting to shared memory
+ *	relay_standby.c		waiting for the synchronous standby
+ *	relay_backlog.c		measuring what is on disk
  */
 #ifndef OUTBOX_RELAY_INTERNAL_H
 #define OUTBOX_RELAY_INTERNAL_H
@@ -22,6 +24,7 @@
 
 #include "nodes/pg_list.h"
 
+#include "identity.h"
 #include "kafka.h"
 #include "progress.h"
 #include "relay_topic.h"
@@ -50,6 +53,7 @@ typedef struct Relay
 	TimestampTz ring_due;		/* 0: when something was published */
 
 	char	   *database;		/* its name */
+	char		identity[IDENTITY_LENGTH];
 	Oid			extension;		/* that the relay started with */
 	bool		superseded;		/* the extension was dropped, perhaps remade */
 
@@ -84,7 +88,7 @@ typedef struct Relay
 
 	/* messages in flight */
 	Window	   *window;
-	XLogRecPtr	batch_insert_lsn;	/* see durability.h */
+	XLogRecPtr	batch_end;		/* covers its commits, see durability.h */
 	uint64		seen_commits;	/* slot->commits before the last bound */
 	TimestampTz look_at;		/* look for messages then, told or not */
 	uint64		quiet_next_xid; /* the next xid while nobody but us wrote
@@ -98,6 +102,13 @@ typedef struct Relay
 	/* a partition whose first message has to be acknowledged before others */
 	RelayTopic *unproven;
 	int			unproven_partition;
+
+	/* waiting for the synchronous standby, see relay_standby.h */
+	XLogRecPtr	standby_awaited;	/* what reading waits for, or invalid */
+	TimestampTz standby_since;	/* 0: nothing is waited for */
+	bool		standby_late;	/* long enough to be the relay's state */
+	TimestampTz standby_told_at;
+	char		standby_text[256];
 
 	/* failures: sending is tried again at retry_at */
 	bool		failed;
@@ -144,6 +155,11 @@ typedef struct Relay
 	TimestampTz acknowledged_at;	/* any lane, last */
 	TimestampTz topics_reported_at;
 	bool		caught_up;		/* the last reading found the end */
+
+	/* size of the messages on disk, see relay_backlog.c */
+	TimestampTz backlog_at;		/* when it was measured; 0: not yet */
+	TimestampTz backlog_due;	/* of the next look, 0: none is needed */
+	bool		backlog_tight;	/* half of the limit is taken */
 
 	/* how fast others commit, to choose how often to look */
 	uint64		rate_commits;
@@ -236,6 +252,11 @@ extern bool relay_producer_is_outdated(const Relay *relay);
  * is, or NULL. text names topic and message, never a payload.
  */
 extern void relay_fail(Relay *relay, RelayTopic *topic, const char *text);
+
+/* relay_backlog.c */
+
+/* Measure what is on disk, if that is due. */
+extern void relay_backlog(Relay *relay, TimestampTz now);
 
 /* relay_progress.c */
 extern void relay_progress_start(Relay *relay);

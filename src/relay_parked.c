@@ -17,6 +17,11 @@
  * the key's new messages take the ordinary way again; both happen in the one
  * process that sends, so no message can slip in between.
  *
+ * Those of a restore were put here by somebody's transaction, which need not
+ * be on disk: all WAL is flushed before they are sent. With wait_for_standby
+ * they are chosen first, then the standby is waited for without a transaction,
+ * then they are sent, and no others.
+ *
  * Which keys are blocked is remembered as a set of 64-bit hashes: two keys
  * that collide are both put aside, which costs time, not order.
  */
@@ -24,9 +29,11 @@
 
 #include "access/table.h"
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
 #include "executor/spi.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
@@ -34,10 +41,13 @@
 #include "utils/timestamp.h"
 
 #include "catalog.h"
+#include "durability.h"
+#include "guc.h"
 #include "message.h"
 #include "record.h"
 #include "relay_isolation.h"
 #include "relay_parked.h"
+#include "relay_standby.h"
 
 /* Sent together, while none of them is known to be refused. */
 #define PARKED_BATCH 100
@@ -80,6 +90,9 @@ struct ParkedMessages
 	int			nflight;
 	int			nreported;
 	int			one_by_one;		/* so many more are sent alone */
+	int64		chosen[PARKED_BATCH];	/* to send when the standby has them */
+	int			nchosen;
+	XLogRecPtr	chosen_end;		/* covers their commits */
 	uint64		round;			/* in the tags, so that old reports count for
 								 * nothing */
 };
@@ -349,6 +362,18 @@ send_one(Relay *relay, KafkaProducer *producer, TupleTableSlot *slot, TimestampT
 	}
 }
 
+static Datum
+chosen_ids(const ParkedMessages *parked)
+{
+	Datum		ids[PARKED_BATCH];
+
+	for (int i = 0; i < parked->nchosen; i++)
+		ids[i] = Int64GetDatum(parked->chosen[i]);
+	return PointerGetDatum(construct_array(ids, parked->nchosen, INT8OID,
+										   sizeof(int64), FLOAT8PASSBYVAL,
+										   TYPALIGN_DOUBLE));
+}
+
 /*
  * Send what is due. One is left out while an earlier one of its key waits.
  */
@@ -357,17 +382,25 @@ parked_send(Relay *relay, TimestampTz now)
 {
 	ParkedMessages *parked = relay->parked;
 	const OutboxCatalog *catalog;
-	Oid			types[2] = {TIMESTAMPTZOID, INT4OID};
-	Datum		values[2];
+	Oid			types[3] = {TIMESTAMPTZOID, INT4OID, INT8ARRAYOID};
+	Datum		values[3];
+	char		nulls[] = {' ', ' ', ' ', '\0'};
 	TupleTableSlot *slot;
 	Relation	leaf;
 	KafkaProducer *producer;
+	bool		choose;
 
 	if (parked->nflight > 0 || parked->due == 0 || parked->due > now)
 		return;
 	producer = isolation_producer(relay, now);
 	if (producer == NULL)
 		return;
+	if (parked->nchosen > 0 && !relay_standby_has(relay, parked->chosen_end))
+	{
+		parked->due = TimestampTzPlusMilliseconds(now,
+												  relay_standby_pause(relay, parked->chosen_end, now));
+		return;
+	}
 
 	if (relay->parked_unresolved)
 	{
@@ -384,6 +417,7 @@ parked_send(Relay *relay, TimestampTz now)
 		relay->parked_unresolved = NULL;
 	}
 
+	choose = guc_wait_for_standby && parked->nchosen == 0;
 	relay_begin(relay);
 	catalog = relay_catalog(relay);
 	if (catalog == NULL)
@@ -403,6 +437,12 @@ parked_send(Relay *relay, TimestampTz now)
 	parked->nreported = 0;
 	values[0] = TimestampTzGetDatum(now);
 	values[1] = Int32GetDatum(parked->one_by_one > 0 ? 1 : PARKED_BATCH);
+	values[2] = (Datum) 0;
+	if (parked->nchosen > 0)
+		values[2] = chosen_ids(parked);
+	else
+		nulls[2] = 'n';
+	parked->nchosen = 0;
 
 	SPI_connect();
 	execute("SELECT p.id, p.event_id, p.topic, p.key, p.payload, p.headers,"
@@ -414,11 +454,23 @@ parked_send(Relay *relay, TimestampTz now)
 			"  AND md5(e.key) = md5(p.key)"
 			"  AND e.id < p.id"
 			"  AND (e.next_try_at IS NULL OR e.next_try_at > $1)))"
+			" AND ($3 IS NULL OR p.id = ANY ($3))"
 			" ORDER BY p.id LIMIT $2",
-			2, types, values, NULL, true, SPI_OK_SELECT);
+			3, types, values, nulls, true, SPI_OK_SELECT);
 
+	parked->chosen_end = durability_position();
+	XLogFlush(parked->chosen_end);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
+		if (choose)
+		{
+			bool		isnull;
+
+			parked->chosen[parked->nchosen++] =
+				DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i],
+											SPI_tuptable->tupdesc, 1, &isnull));
+			continue;
+		}
 		fill_slot(slot, SPI_tuptable->vals[i], SPI_tuptable->tupdesc);
 		if (!send_one(relay, producer, slot, now))
 			break;
@@ -431,7 +483,7 @@ parked_send(Relay *relay, TimestampTz now)
 	relay_commit(relay);
 
 	/* those due may all have to wait for an earlier one */
-	if (parked->nflight == 0 && parked->due != 0 && parked->due <= now &&
+	if (parked->nflight == 0 && parked->nchosen == 0 && parked->due != 0 && parked->due <= now &&
 		relay->parked_unresolved == NULL)
 		parked->due = TimestampTzPlusMilliseconds(now, PARKED_TOPIC_RETRY_MS);
 }

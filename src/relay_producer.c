@@ -169,6 +169,10 @@ relay_producer_is_outdated(const Relay *relay)
 	if (guc_config_file[0] != '\0')
 		return true;
 
+	/* this database may send no longer */
+	if (identity_problem(relay->identity) != NULL)
+		return true;
+
 	settings = present_settings();
 	result = strcmp(settings, relay->producer_settings) != 0;
 	pfree(settings);
@@ -206,9 +210,17 @@ relay_producer_open(Relay *relay)
 	static bool exit_callback_set = false;
 	KafkaProducerConfig config;
 	KafkaError	error;
+	char	   *problem;
 
 	if (relay->producer != NULL || guc_bootstrap_servers[0] == '\0')
 		return;
+
+	problem = identity_problem(relay->identity);
+	if (problem != NULL)
+	{
+		relay_fail(relay, NULL, problem);
+		return;
+	}
 
 	relay_producer_config(relay, &config);
 	config.bulk = relay->bulk = relay->bulk_wanted;

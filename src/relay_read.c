@@ -16,7 +16,6 @@
  */
 #include "postgres.h"
 
-#include "access/xlog.h"
 #include "miscadmin.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -29,6 +28,7 @@
 #include "relay_internal.h"
 #include "relay_isolation.h"
 #include "relay_parked.h"
+#include "relay_standby.h"
 
 /* Rows of a chunk: events of the producer are served in between. */
 #define CHUNK_ROWS 2000
@@ -138,6 +138,28 @@ resolve(Relay *relay)
 		relay_fail(relay, topic,
 				   psprintf("topic \"%s\": %s", topic->name, error.message));
 	}
+	return false;
+}
+
+/*
+ * Whether the standby has what the last chunk stopped for. Asked without a
+ * transaction, so that waiting costs next to nothing.
+ */
+static bool
+has_standby(Relay *relay)
+{
+	TimestampTz now;
+
+	if (XLogRecPtrIsInvalid(relay->standby_awaited))
+		return true;
+	if (relay_standby_has(relay, relay->standby_awaited))
+	{
+		relay->standby_awaited = InvalidXLogRecPtr;
+		return true;
+	}
+	now = GetCurrentTimestamp();
+	relay->retry_at = TimestampTzPlusMilliseconds(now,
+												  relay_standby_pause(relay, relay->standby_awaited, now));
 	return false;
 }
 
@@ -298,7 +320,13 @@ send_row_in_context(Relay *relay, RelayHeld *held, const CursorRow *row, Timesta
 		return false;
 	}
 
-	durability_ensure(row->xid, relay->batch_insert_lsn);
+	if (!durability_ensure(row->xid, relay->batch_end))
+	{
+		kafka_headers_free(record.headers);
+		if (held == NULL)
+			relay->standby_awaited = relay->batch_end;
+		return false;
+	}
 
 	entry.id = row->id;
 	entry.topic = topic;
@@ -368,7 +396,7 @@ open_batch(Relay *relay, const OutboxCatalog *catalog)
 	if (bound == NULL)
 		return NULL;
 	relay->seen_commits = commits;
-	relay->batch_insert_lsn = GetXLogInsertRecPtr();
+	relay->batch_end = durability_position();
 	relay->quiet_next_xid = 0;
 	if (bound->snapshot->nxip == 0 && bound->snapshot->xmax == bound->next_xid)
 		relay->quiet_next_xid = bound->next_xid;
@@ -496,8 +524,9 @@ relay_read_held(Relay *relay, RelayHeld *held)
 
 /*
  * Send up to a chunk of messages. The producer exists. READ_BLOCKED: the
- * window is full, a table is locked, a topic unknown, or sending has failed;
- * relay->retry_at says when to try again if nothing else happens first.
+ * window is full, a table is locked, a topic unknown, the commits are not on
+ * the standby, or sending has failed; relay->retry_at says when to try again
+ * if nothing else happens first.
  */
 ReadResult
 relay_read(Relay *relay)
@@ -507,6 +536,8 @@ relay_read(Relay *relay)
 	ReadResult	result;
 
 	if (relay->unresolved && !resolve(relay))
+		return READ_BLOCKED;
+	if (!has_standby(relay))
 		return READ_BLOCKED;
 
 	result = read_chunk(relay, NULL, &rows, &newest);
@@ -523,5 +554,8 @@ relay_read(Relay *relay)
 	/* a topic is resolved without a transaction open: come again for it */
 	if (relay->unresolved && !relay->failed)
 		result = READ_MORE;
+
+	/* the standby may have the batch by now: else, when to ask again */
+	(void) has_standby(relay);
 	return result;
 }

@@ -6,7 +6,6 @@
 #include "postgres.h"
 
 #include "access/xact.h"
-#include "access/xlog.h"
 #include "commands/dbcommands.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
@@ -15,7 +14,9 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "durability.h"
 #include "guc.h"
+#include "identity.h"
 #include "relay_held.h"
 #include "relay_internal.h"
 #include "relay_parked.h"
@@ -142,6 +143,7 @@ relay_start(Relay *relay)
 	relay_check_sequence(catalog);
 	relay->database = MemoryContextStrdup(relay->context,
 										  get_database_name(MyDatabaseId));
+	identity_read(relay->identity);
 	relay->ring = segment_ring_load(catalog, relay->context);
 	result = progress_read(catalog, MAIN_CURSOR, CURSOR_NO_WAIT, &progress,
 						   relay->context);
@@ -164,7 +166,9 @@ relay_start(Relay *relay)
 			break;
 	}
 	relay->window = window_create(guc_max_in_flight, &progress, relay->context);
-	relay->batch_insert_lsn = GetXLogInsertRecPtr();
+
+	/* taken after all that a batch under way can contain became visible */
+	relay->batch_end = durability_position();
 	relay_progress_start(relay);
 
 	relay_begin(relay);

@@ -18,6 +18,10 @@
  * TRUNCATE's record in logical decoding: a subscription to all tables would
  * otherwise empty the subscriber's own outbox.
  *
+ * While room is scarce (outbox_kafka.max_backlog), delivered messages are not
+ * kept, and the current segment is left however little it holds: with what is
+ * delivered in it, it could not be emptied.
+ *
  * When the next segment is not empty yet, publishing stays where it is, and
  * the current segment just grows.
  */
@@ -43,6 +47,9 @@
 /* How soon to look again at a segment that could not be emptied now. */
 #define RETRY_MS 5000
 
+/* The same while room is scarce. */
+#define HURRY_MS 500
+
 /* A segment that holds anything is left behind after this time at the latest. */
 #define MIN_TURN_INTERVAL_MS (5 * 60 * 1000)
 
@@ -58,6 +65,7 @@ struct SegmentRing
 {
 	Oid			extension;		/* whose ring this is */
 	int			current;
+	bool		hurry;
 	Segment		segments[OUTBOX_SEGMENTS];
 };
 
@@ -97,6 +105,12 @@ int
 segment_ring_current(const SegmentRing *ring)
 {
 	return ring->current;
+}
+
+void
+segment_ring_hurry(SegmentRing *ring, bool hurry)
+{
+	ring->hurry = hurry;
 }
 
 static void
@@ -251,7 +265,8 @@ check_delivered(SegmentRing *ring, int number, const CursorBound *done,
 	OutboxCatalog catalog;
 	Segment    *segment = &ring->segments[number];
 
-	segment->retry_at = TimestampTzPlusMilliseconds(now, RETRY_MS);
+	segment->retry_at = TimestampTzPlusMilliseconds(now,
+													ring->hurry ? HURRY_MS : RETRY_MS);
 	if (!begin(ring, &catalog))
 		return;
 	if (!has_undelivered(&catalog, number, done))
@@ -320,6 +335,8 @@ turn_due(const SegmentRing *ring, TimestampTz now)
 
 	if (current->blocks == 0 || next->blocks != 0)
 		return 0;
+	if (ring->hurry)
+		return now;
 	if ((uint64) current->blocks * BLCKSZ >= limit)
 		return now;
 	return TimestampTzPlusMilliseconds(current->turned_at,
@@ -367,7 +384,7 @@ segment_ring_maintain(SegmentRing *ring, const CursorBound *done)
 		}
 
 		empty_at = TimestampTzPlusMilliseconds(segment->delivered_at,
-											   (int64) guc_retention * 1000);
+											   ring->hurry ? 0 : (int64) guc_retention * 1000);
 		if (empty_at <= now)
 		{
 			if (empty(ring, i, done))

@@ -19,6 +19,12 @@ extern SegmentRing *segment_ring_load(const OutboxCatalog *catalog,
 extern int	segment_ring_current(const SegmentRing *ring);
 
 /*
+ * Room is scarce: segments are left and emptied as soon as that is possible,
+ * whatever segment_size and retention say.
+ */
+extern void segment_ring_hurry(SegmentRing *ring, bool hurry);
+
+/*
  * Do what is due: turn the ring, note which segments are delivered, empty
  * those whose retention is over. Runs transactions of its own, none of which
  * waits for a lock. done covers what is delivered. Returns when to come again,

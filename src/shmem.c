@@ -73,6 +73,8 @@ reset_slot(RelaySlot *slot)
 	pg_atomic_write_u32(&slot->control_generation, 0);
 	pg_atomic_write_u32(&slot->stop_requested, 0);
 	pg_atomic_write_u32(&slot->current_segment, OUTBOX_SEGMENTS);
+	pg_atomic_write_u64(&slot->backlog, 0);
+	pg_atomic_write_u32(&slot->backlog_wanted, 0);
 	pg_atomic_write_u32(&slot->state, RELAY_STARTING);
 	pg_atomic_write_u64(&slot->in_flight, 0);
 	pg_atomic_write_u64(&slot->in_flight_bytes, 0);
@@ -99,6 +101,8 @@ init_slot(RelaySlot *slot)
 	pg_atomic_init_u32(&slot->current_segment, OUTBOX_SEGMENTS);
 	pg_atomic_init_u32(&slot->waiters, 0);
 	ConditionVariableInit(&slot->progress_cv);
+	pg_atomic_init_u64(&slot->backlog, 0);
+	pg_atomic_init_u32(&slot->backlog_wanted, 0);
 	pg_atomic_init_u32(&slot->state, RELAY_STARTING);
 	pg_atomic_init_u64(&slot->in_flight, 0);
 	pg_atomic_init_u64(&slot->in_flight_bytes, 0);
@@ -307,6 +311,8 @@ shmem_relay_state_name(RelayState state)
 			return "idle";
 		case RELAY_PAUSED:
 			return "paused";
+		case RELAY_STANDBY:
+			return "waiting for standby";
 		case RELAY_FAILED:
 			return "failed";
 	}

@@ -55,6 +55,7 @@ typedef enum RelayState
 	RELAY_RUNNING,				/* messages are going out, or are looked for */
 	RELAY_IDLE,					/* everything is delivered */
 	RELAY_PAUSED,				/* outbox.pause() */
+	RELAY_STANDBY,				/* the synchronous standby is late or missing */
 	RELAY_FAILED				/* a permanent error; retried with backoff */
 } RelayState;
 
@@ -87,6 +88,10 @@ typedef struct RelaySlot
 	pg_atomic_uint32 waiters;	/* backends in wait_published() (anybody) */
 	ConditionVariable progress_cv;	/* broadcast after progress is committed,
 									 * and when the relay leaves */
+
+	/* --- size of the messages on disk, see backlog.h --- */
+	pg_atomic_uint64 backlog;	/* bytes, as measured last (relay) */
+	pg_atomic_uint32 backlog_wanted;	/* 1: somebody published since */
 
 	/* --- report (relay) --- */
 	pg_atomic_uint32 state;		/* enum RelayState; of a relay that left, its
