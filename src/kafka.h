@@ -37,8 +37,8 @@ typedef struct KafkaError
 {
 	KafkaErrorClass class;
 	int			code;			/* rd_kafka_resp_err_t */
-	char		message[KAFKA_ERROR_LENGTH];	/* one line of ASCII; no secret,
-												 * no payload */
+	char		message[KAFKA_ERROR_LENGTH];	/* one line of ASCII; no
+												 * secret, no payload */
 } KafkaError;
 
 typedef struct KafkaProducerConfig

@@ -225,7 +225,10 @@ change_acl(rd_kafka_queue_t *queue, bool allow, char **argv)
 	rd_kafka_AclBinding_t *acl;
 	rd_kafka_event_t *event;
 	const rd_kafka_error_t *error = NULL;
+	const rd_kafka_acl_result_t **results;
+	const rd_kafka_DeleteAcls_result_response_t **responses;
 	size_t		count = 0;
+	size_t		removed = 0;
 
 	if (allow)
 		acl = rd_kafka_AclBinding_new(type, argv[3], RD_KAFKA_RESOURCE_PATTERN_LITERAL,
@@ -249,16 +252,13 @@ change_acl(rd_kafka_queue_t *queue, bool allow, char **argv)
 	check_error(rd_kafka_event_error(event), rd_kafka_event_error_string(event));
 	if (allow)
 	{
-		const rd_kafka_acl_result_t **results = rd_kafka_CreateAcls_result_acls(rd_kafka_event_CreateAcls_result(event), &count);
-
+		results = rd_kafka_CreateAcls_result_acls(rd_kafka_event_CreateAcls_result(event), &count);
 		for (size_t i = 0; i < count && error == NULL; i++)
 			error = rd_kafka_acl_result_error(results[i]);
 	}
 	else
 	{
-		const rd_kafka_DeleteAcls_result_response_t **responses = rd_kafka_DeleteAcls_result_responses(rd_kafka_event_DeleteAcls_result(event), &count);
-		size_t		removed = 0;
-
+		responses = rd_kafka_DeleteAcls_result_responses(rd_kafka_event_DeleteAcls_result(event), &count);
 		for (size_t i = 0; i < count && error == NULL; i++)
 		{
 			error = rd_kafka_DeleteAcls_result_response_error(responses[i]);
