@@ -180,12 +180,14 @@ note_link_state(rd_kafka_t *rk, int32_t broker_id, const char *secproto,
 	}
 	if (link == NULL && up)
 	{
-		link = malloc(sizeof(Link) + strlen(name) + 1);
+		size_t		size = strlen(name) + 1;
+
+		link = malloc(sizeof(Link) + size);
 		if (link != NULL)
 		{
 			link->up = false;
 			link->port = port;
-			strcpy(link->name, name);
+			memcpy(link->name, name, size);
 			link->next = producer->links;
 			producer->links = link;
 		}
