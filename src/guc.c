@@ -64,6 +64,9 @@ check_producer_config(char **newval, void **extra, GucSource source)
 	problem = kafka_conf_check(*newval);
 	if (problem != NULL)
 	{
+		/* the server's own message would show the value, even a password */
+		GUC_check_errmsg("invalid value for parameter \"%s\"",
+						 "outbox_kafka.producer_config");
 		GUC_check_errdetail("%s", problem);
 		return false;
 	}

@@ -7,8 +7,8 @@
  * events in one queue, which kafka_producer_serve() empties: no callback of
  * librdkafka's ever reaches the relay, so the relay may raise errors wherever
  * no function of this file is on the stack. All signals are blocked while
- * rd_kafka_new() starts threads, so that a signal for the server never runs
- * its handler in one of them.
+ * threads are started (kafka_client.c), so that a signal for the server never
+ * runs its handler in one of them.
  *
  * The descriptor. librdkafka writes to it when its queue turns from empty to
  * non-empty, and only then, so a reader that stops half-way would never be
@@ -30,7 +30,6 @@
 #include <fcntl.h>
 #include <netdb.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -41,6 +40,7 @@
 #endif
 
 #include "kafka.h"
+#include "kafka_client.h"
 #include "kafka_conf.h"
 #include "kafka_error.h"
 #include "kafka_resolve.h"
@@ -180,12 +180,14 @@ note_link_state(rd_kafka_t *rk, int32_t broker_id, const char *secproto,
 	}
 	if (link == NULL && up)
 	{
-		link = malloc(sizeof(Link) + strlen(name) + 1);
+		size_t		size = strlen(name) + 1;
+
+		link = malloc(sizeof(Link) + size);
 		if (link != NULL)
 		{
 			link->up = false;
 			link->port = port;
-			strcpy(link->name, name);
+			memcpy(link->name, name, size);
 			link->next = producer->links;
 			producer->links = link;
 		}
@@ -214,6 +216,12 @@ watch_links(rd_kafka_t *rk, const rd_kafka_conf_t *conf, void *arg,
 	(void) errstr_size;
 	return rd_kafka_interceptor_add_on_broker_state_change(rk, INTERCEPTOR_NAME,
 														   note_link_state, arg);
+}
+
+static void
+register_watch(rd_kafka_conf_t *conf, void *producer)
+{
+	rd_kafka_conf_interceptor_add_on_new(conf, INTERCEPTOR_NAME, watch_links, producer);
 }
 
 #if RD_KAFKA_VERSION >= 0x020000ff
@@ -265,8 +273,6 @@ kafka_producer_create(const KafkaProducerConfig *config, KafkaError *error)
 {
 	KafkaProducer *producer;
 	rd_kafka_conf_t *conf;
-	sigset_t	all_signals;
-	sigset_t	old_signals;
 	rd_kafka_error_t *sasl_error;
 	uint64_t	one = 1;
 	char		reason[KAFKA_ERROR_LENGTH];
@@ -309,20 +315,15 @@ kafka_producer_create(const KafkaProducerConfig *config, KafkaError *error)
 	}
 	rd_kafka_conf_set_events(conf, RD_KAFKA_EVENT_DR | RD_KAFKA_EVENT_ERROR |
 							 RD_KAFKA_EVENT_LOG);
-	rd_kafka_conf_interceptor_add_on_new(conf, INTERCEPTOR_NAME, watch_links, producer);
 #if RD_KAFKA_VERSION >= 0x020000ff
 	rd_kafka_conf_set_opaque(conf, producer);
 	rd_kafka_conf_set_resolve_cb(conf, look_up);
 #endif
 
-	sigfillset(&all_signals);
-	pthread_sigmask(SIG_SETMASK, &all_signals, &old_signals);
-	producer->rk = rd_kafka_new(RD_KAFKA_PRODUCER, conf, reason, sizeof(reason));
-	pthread_sigmask(SIG_SETMASK, &old_signals, NULL);
+	producer->rk = kafka_client_start(conf, register_watch, producer, reason, sizeof(reason));
 	if (producer->rk == NULL)
 	{
 		kafka_fill_error(error, KAFKA_ERROR_CLIENT, rd_kafka_last_error(), reason);
-		rd_kafka_conf_destroy(conf);
 		free_producer(producer);
 		return NULL;
 	}
@@ -488,11 +489,14 @@ serve_log(rd_kafka_event_t *event, const KafkaEventHandlers *handlers, void *arg
 {
 	const char *facility;
 	const char *text;
+	char		line[KAFKA_ERROR_LENGTH];
 	int			level;
 
-	if (rd_kafka_event_log(event, &facility, &text, &level) == 0 &&
-		strstr(text, "enable.gapless.guarantee is experimental") == NULL)
-		handlers->log(arg, level, text);
+	if (rd_kafka_event_log(event, &facility, &text, &level) != 0 ||
+		strstr(text, "enable.gapless.guarantee is experimental") != NULL)
+		return;
+	kafka_copy_text(line, sizeof(line), text);
+	handlers->log(arg, level, line);
 }
 
 int
@@ -698,10 +702,4 @@ kafka_headers_add(KafkaHeaders *headers, const char *name, int name_length,
 {
 	rd_kafka_header_add((rd_kafka_headers_t *) headers, name, name_length,
 						value, value_length);
-}
-
-const char *
-kafka_library_version(void)
-{
-	return rd_kafka_version_str();
 }

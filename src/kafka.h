@@ -37,7 +37,8 @@ typedef struct KafkaError
 {
 	KafkaErrorClass class;
 	int			code;			/* rd_kafka_resp_err_t */
-	char		message[KAFKA_ERROR_LENGTH];	/* no secret, no payload */
+	char		message[KAFKA_ERROR_LENGTH];	/* one line of ASCII; no
+												 * secret, no payload */
 } KafkaError;
 
 typedef struct KafkaProducerConfig
@@ -75,7 +76,8 @@ typedef struct KafkaDelivery
 
 /*
  * Called from kafka_producer_serve() in the caller's thread. They must return
- * normally: no ereport(ERROR), no longjmp. Strings live for the call only.
+ * normally: no ereport(ERROR), no longjmp. Strings live for the call only, and
+ * are single lines of ASCII.
  */
 typedef struct KafkaEventHandlers
 {

@@ -43,6 +43,12 @@
 #define SPARE_MESSAGES 10000
 #define SPARE_KILOBYTES (1024 * 1024)
 
+/*
+ * librdkafka sets memory aside for as much as a broker announces. An answer
+ * about a topic takes some 30 bytes for each of its partitions.
+ */
+#define RECEIVE_MAX_BYTES "16000000"
+
 typedef enum PropertyPlace
 {
 	ANYWHERE,
@@ -390,6 +396,10 @@ set_defaults(rd_kafka_conf_t *conf, const KafkaProducerConfig *config,
 			{"reconnect.backoff.max.ms", "500", false},
 			{"retry.backoff.ms", "20", false},
 			{"retry.backoff.max.ms", "1000", true},
+			/* answers to a producer are small: bounds what a broker can send */
+			{"receive.message.max.bytes", RECEIVE_MAX_BYTES, false},
+			/* the default since librdkafka 2.0; it may be built without TLS */
+			{"ssl.endpoint.identification.algorithm", "https", true},
 			/* log lines are events, taken by our own thread */
 			{"log.queue", "true", false},
 			/* what the broker's operator sees */

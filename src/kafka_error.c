@@ -9,8 +9,12 @@
  * are librdkafka's own.
  */
 #include <stdio.h>
+#include <string.h>
 
 #include "kafka_error.h"
+
+/* It got the nonce wrong before, which only older brokers let pass (#4895). */
+#define SCRAM_WITH_KAFKA_4 0x020601ff
 
 static KafkaErrorClass
 classify_code(rd_kafka_resp_err_t code)
@@ -126,14 +130,43 @@ kafka_classify(rd_kafka_resp_err_t code, KafkaErrorSource source)
 	return class;
 }
 
+void
+kafka_copy_text(char *target, size_t size, const char *text)
+{
+	size_t		n = 0;
+
+	for (; *text != '\0' && n < size - 1; text++)
+	{
+		if (*text == '\n' || *text == '\t')
+			target[n++] = ' ';
+		else if (*text < ' ' || *text > '~')
+			target[n++] = '?';
+		else
+			target[n++] = *text;
+	}
+	while (n > 0 && target[n - 1] == ' ')
+		n--;
+	target[n] = '\0';
+}
+
 KafkaErrorClass
 kafka_fill_error(KafkaError *error, KafkaErrorClass class, rd_kafka_resp_err_t code,
 				 const char *message)
 {
+	char		explained[KAFKA_ERROR_LENGTH];
+
+	if (message == NULL)
+		message = rd_kafka_err2str(code);
+	if (code == RD_KAFKA_RESP_ERR__AUTHENTICATION && strstr(message, "SCRAM") != NULL &&
+		rd_kafka_version() < SCRAM_WITH_KAFKA_4)
+	{
+		snprintf(explained, sizeof(explained), "%s; librdkafka before 2.6.1, as is this %s, cannot log in to Kafka 4 by SCRAM",
+				 message, rd_kafka_version_str());
+		message = explained;
+	}
 	error->class = class;
 	error->code = code;
-	snprintf(error->message, sizeof(error->message), "%s",
-			 message != NULL ? message : rd_kafka_err2str(code));
+	kafka_copy_text(error->message, sizeof(error->message), message);
 	return class;
 }
 
@@ -141,6 +174,12 @@ const char *
 kafka_error_text(int code)
 {
 	return rd_kafka_err2str((rd_kafka_resp_err_t) code);
+}
+
+const char *
+kafka_library_version(void)
+{
+	return rd_kafka_version_str();
 }
 
 bool

@@ -21,6 +21,14 @@ typedef enum KafkaErrorSource
 extern KafkaErrorClass kafka_classify(rd_kafka_resp_err_t code,
 									  KafkaErrorSource source);
 
+/*
+ * Copy text for people, cut to size, as one line of printable ASCII. Parts of
+ * librdkafka's texts come from whoever answers at a broker's address: they must
+ * neither start lines of their own in the server's log nor bring bytes into a
+ * view that are not valid in the database's encoding.
+ */
+extern void kafka_copy_text(char *target, size_t size, const char *text);
+
 /* Fill error and return its class. message NULL: the code's own text. */
 extern KafkaErrorClass kafka_fill_error(KafkaError *error, KafkaErrorClass class,
 										rd_kafka_resp_err_t code,

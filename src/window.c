@@ -267,7 +267,7 @@ window_end_batch(Window *window)
 	Batch	   *batch = last_batch(window);
 	Batch	   *previous = previous_batch(window, batch);
 
-	Assert(!batch->complete);
+	Assert(batch != NULL && !batch->complete);
 	batch->complete = true;
 	batch->end_tag = window->next;
 

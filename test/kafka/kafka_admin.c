@@ -9,16 +9,20 @@
  *	  kafka_admin BOOTSTRAP grow TOPIC PARTITIONS
  *	  kafka_admin BOOTSTRAP configure TOPIC [NAME=VALUE...]
  *	  kafka_admin BOOTSTRAP offsets TOPIC
+ *	  kafka_admin BOOTSTRAP allow PRINCIPAL OPERATION topic|cluster NAME
+ *	  kafka_admin BOOTSTRAP withdraw PRINCIPAL OPERATION topic|cluster NAME
  *
  * metadata prints a line "broker ID" for each broker that is alive and a line
  * "partition TOPIC NUMBER LEADER REPLICAS IN_SYNC" for each partition (leader
  * -1: none). offsets prints "NUMBER LOW HIGH" for each partition. configure
- * replaces the topic's whole configuration. Success is exit code 0; errors go
- * to standard error with exit code 1.
+ * replaces the topic's whole configuration. allow and withdraw add and remove an
+ * ACL, for any host; OPERATION is a name of Kafka's, such as WRITE. Success is
+ * exit code 0; errors go to standard error with exit code 1.
  */
 #include <librdkafka/rdkafka.h>
 
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -198,6 +202,79 @@ configure_topic(rd_kafka_queue_t *queue, int argc, char **argv)
 	rd_kafka_AdminOptions_destroy(options);
 }
 
+static rd_kafka_AclOperation_t
+to_operation(const char *name)
+{
+	for (int i = 0; i < RD_KAFKA_ACL_OPERATION__CNT; i++)
+	{
+		if (strcmp(rd_kafka_AclOperation_name((rd_kafka_AclOperation_t) i), name) == 0)
+			return (rd_kafka_AclOperation_t) i;
+	}
+	fail("no such operation: %s", name);
+	return RD_KAFKA_ACL_OPERATION_UNKNOWN;
+}
+
+/* Add (allow) or remove an ACL; what is removed has to be there. */
+static void
+change_acl(rd_kafka_queue_t *queue, bool allow, char **argv)
+{
+	bool		is_cluster = strcmp(argv[2], "cluster") == 0;
+	rd_kafka_ResourceType_t type = is_cluster ? RD_KAFKA_RESOURCE_BROKER : RD_KAFKA_RESOURCE_TOPIC;
+	rd_kafka_AclOperation_t operation = to_operation(argv[1]);
+	rd_kafka_AdminOptions_t *options = rd_kafka_AdminOptions_new(client, allow ? RD_KAFKA_ADMIN_OP_CREATEACLS : RD_KAFKA_ADMIN_OP_DELETEACLS);
+	rd_kafka_AclBinding_t *acl;
+	rd_kafka_event_t *event;
+	const rd_kafka_error_t *error = NULL;
+	const rd_kafka_acl_result_t **results;
+	const rd_kafka_DeleteAcls_result_response_t **responses;
+	size_t		count = 0;
+	size_t		removed = 0;
+
+	if (allow)
+		acl = rd_kafka_AclBinding_new(type, argv[3], RD_KAFKA_RESOURCE_PATTERN_LITERAL,
+									  argv[0], "*", operation,
+									  RD_KAFKA_ACL_PERMISSION_TYPE_ALLOW, errstr, sizeof(errstr));
+	else
+		acl = rd_kafka_AclBindingFilter_new(type, argv[3], RD_KAFKA_RESOURCE_PATTERN_LITERAL,
+											argv[0], "*", operation,
+											RD_KAFKA_ACL_PERMISSION_TYPE_ALLOW, errstr, sizeof(errstr));
+	if (acl == NULL)
+		fail("%s", errstr);
+	check_error(rd_kafka_AdminOptions_set_request_timeout(options, TIMEOUT_MS, errstr, sizeof(errstr)), errstr);
+	if (allow)
+		rd_kafka_CreateAcls(client, &acl, 1, options, queue);
+	else
+		rd_kafka_DeleteAcls(client, &acl, 1, options, queue);
+
+	event = rd_kafka_queue_poll(queue, 2 * TIMEOUT_MS);
+	if (event == NULL)
+		fail("no answer");
+	check_error(rd_kafka_event_error(event), rd_kafka_event_error_string(event));
+	if (allow)
+	{
+		results = rd_kafka_CreateAcls_result_acls(rd_kafka_event_CreateAcls_result(event), &count);
+		for (size_t i = 0; i < count && error == NULL; i++)
+			error = rd_kafka_acl_result_error(results[i]);
+	}
+	else
+	{
+		responses = rd_kafka_DeleteAcls_result_responses(rd_kafka_event_DeleteAcls_result(event), &count);
+		for (size_t i = 0; i < count && error == NULL; i++)
+		{
+			error = rd_kafka_DeleteAcls_result_response_error(responses[i]);
+			if (error == NULL)
+				(void) rd_kafka_DeleteAcls_result_response_matching_acls(responses[i], &removed);
+		}
+		if (error == NULL && removed == 0)
+			fail("there is no such ACL");
+	}
+	if (error != NULL)
+		fail("%s", rd_kafka_error_string(error));
+	rd_kafka_event_destroy(event);
+	rd_kafka_AclBinding_destroy(acl);
+	rd_kafka_AdminOptions_destroy(options);
+}
+
 /* Metadata of one topic, or of all and the brokers. Caller destroys it. */
 static const rd_kafka_metadata_t *
 get_metadata(const char *name, rd_kafka_topic_t **topic)
@@ -296,6 +373,8 @@ main(int argc, char **argv)
 		configure_topic(queue, argc - 3, argv + 3);
 	else if (strcmp(command, "offsets") == 0 && argc == 4)
 		print_offsets(argv[3]);
+	else if ((strcmp(command, "allow") == 0 || strcmp(command, "withdraw") == 0) && argc == 7)
+		change_acl(queue, strcmp(command, "allow") == 0, argv + 3);
 	else
 		fail("no such command or wrong arguments: %s", command);
 

@@ -554,6 +554,43 @@ test_create(void)
 	kafka_producer_destroy(producer);
 }
 
+/*
+ * Properties that librdkafka takes, and files that it then cannot use: no
+ * producer, whatever came before, and a good one afterwards.
+ */
+static void
+test_unusable_files(void)
+{
+	char		dir[] = "/tmp/kafka_test.XXXXXX";
+	char		command[80];
+	char		text[256];
+	const char *garbage = "no certificate, no key, but " SECRET "\n";
+	char		garbage_path[PATH_MAX];
+	char	   *path;
+
+	if (mkdtemp(dir) == NULL)
+		exit(1);
+	strcpy(garbage_path, write_file(dir, "garbage", garbage, strlen(garbage), 0600));
+	for (int i = 0; i < 2; i++)
+	{
+		path = write_file(dir, "none", "linger.ms=1\n", 12, 0600);
+		file_case(path, NULL, "before");
+		snprintf(text, sizeof(text), "security.protocol=ssl\nssl.ca.location=%s\n", garbage_path);
+		path = write_file(dir, "ca", text, strlen(text), 0600);
+		file_case(path, "ssl.ca.location", "an authority that is none");
+		snprintf(text, sizeof(text), "security.protocol=ssl\nssl.key.location=%s\nssl.key.password=" SECRET "\n", garbage_path);
+		path = write_file(dir, "key", text, strlen(text), 0600);
+		file_case(path, "ssl.key.location", "a key that is none");
+		file_case(path, "ssl.key.location", "again");
+	}
+	file_case("", NULL, "none, afterwards");
+	ok(count_threads() == 1, "no thread is left of producers that could not be");
+
+	snprintf(command, sizeof(command), "rm -rf '%s'", dir);
+	if (system(command) != 0)
+		diag("could not remove %s", dir);
+}
+
 static void
 test_threads(void)
 {
@@ -1032,6 +1069,7 @@ main(void)
 	test_partitions();
 	test_properties();
 	test_config_file();
+	test_unusable_files();
 	test_create();
 	test_threads();
 	test_destroy();
