@@ -300,10 +300,11 @@ class Writer(threading.Thread):
                 try:
                     if self.connection is None:
                         self.open()
-                    outcome = getattr(self, "shape_" + shape)()
-                except CONFLICT:
-                    self.connection.rollback()
-                    outcome = "conflict"
+                    try:
+                        outcome = getattr(self, "shape_" + shape)()
+                    except CONFLICT:
+                        self.connection.rollback()
+                        outcome = "conflict"
                 except psycopg2.Error as error:
                     if not lost_connection(error):
                         raise
