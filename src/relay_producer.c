@@ -354,18 +354,18 @@ relay_producer_serve(Relay *relay)
 void
 relay_producer_close(Relay *relay)
 {
-	int			unfinished;
+	uint64		before = relay->repeated;
 
 	if (relay->producer == NULL)
 		return;
 
-	unfinished = window_in_flight(relay->window) +
+	relay->repeated += window_in_flight(relay->window) +
 		window_acknowledged_out_of_order(relay->window);
-	relay->repeated += unfinished;
-	if (unfinished > 0)
+	relay_held_forget_producer(relay, false);
+	if (relay->repeated > before)
 		ereport(LOG,
-				(errmsg("outbox_kafka closes a producer with %d messages not acknowledged in order",
-						unfinished),
+				(errmsg("outbox_kafka closes a producer with " UINT64_FORMAT " messages not acknowledged in order",
+						relay->repeated - before),
 				 errdetail("They are sent again.")));
 
 	relay_topics_forget_producer(relay->topics);
@@ -373,7 +373,6 @@ relay_producer_close(Relay *relay)
 	kafka_producer_destroy(relay->producer);
 	relay->producer = NULL;
 	relay->reset_needed = false;
-	relay_held_forget_producer(relay, false);
 	relay->refusal = KAFKA_ERROR_NONE;
 	relay->unresolved = NULL;
 	relay->unresolved_since = 0;

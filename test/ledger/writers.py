@@ -286,20 +286,25 @@ class Writer(threading.Thread):
         self.failure = None
 
     def run(self):
-        weights = SLOW if self.number % 4 == 0 else BUSY
+        weights = {shape: weight for shape, weight
+                   in (SLOW if self.number % 4 == 0 else BUSY).items()
+                   if shape not in self.options.without}
         try:
             while (time.monotonic() < self.deadline
                    or self.options.until
                    and not os.path.exists(self.options.until)):
+                if self.options.pace > 0:
+                    time.sleep(self.random.expovariate(1 / self.options.pace))
                 shape = self.random.choices(list(weights), weights.values())[0]
                 self.totals.add("tried_" + shape)
                 try:
                     if self.connection is None:
                         self.open()
-                    outcome = getattr(self, "shape_" + shape)()
-                except CONFLICT:
-                    self.connection.rollback()
-                    outcome = "conflict"
+                    try:
+                        outcome = getattr(self, "shape_" + shape)()
+                    except CONFLICT:
+                        self.connection.rollback()
+                        outcome = "conflict"
                 except psycopg2.Error as error:
                     if not lost_connection(error):
                         raise
@@ -539,6 +544,11 @@ def main():
                         help="how many aggregates most sessions want")
     parser.add_argument("--hold", type=float, default=5,
                         help="longest time a held transaction stays open, s")
+    parser.add_argument("--pace", type=float, default=0,
+                        help="mean pause between a writer's transactions, s")
+    parser.add_argument("--without", default=[],
+                        type=lambda text: text.split(","),
+                        help="shapes of transactions that are not wanted")
     parser.add_argument("--seed", default=None)
     parser.add_argument("--run", default="1",
                         help="part of the names of prepared transactions")

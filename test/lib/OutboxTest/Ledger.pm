@@ -47,7 +47,9 @@ my $python = '/usr/bin/python3';
 
 =item OutboxTest::Ledger->new($node, $database, $kafka, %options)
 
-Makes the topics ledger_0, ledger_1, ... Options: topics (4), partitions (6).
+Makes the topics ledger_0, ledger_1, ... Options: topics (4), partitions (6),
+topic_config (hash), single_replica (array: the topics that have one replica),
+conninfo (for the writers, instead of the node's).
 
 =cut
 
@@ -64,7 +66,14 @@ sub new
 		%options
 	}, $class;
 	$self->{names} = [ map { "ledger_$_" } 0 .. $self->{topics} - 1 ];
-	$kafka->create_topic($_, $self->{partitions}) for @{ $self->{names} };
+	my %single = map { $_ => 1 } @{ $self->{single_replica} // [] };
+	for my $name (@{ $self->{names} })
+	{
+		my %config = %{ $self->{topic_config} // {} };
+		$config{'min.insync.replicas'} = 1 if $single{$name};
+		$kafka->create_topic($name, $self->{partitions}, \%config,
+			$single{$name} ? 1 : undef);
+	}
 	return $self;
 }
 
@@ -91,8 +100,9 @@ sub start
 		unlink $self->{flag};
 	}
 	my @command = (
+		'setpriv', '--pdeathsig', 'KILL',
 		$python, "$home/writers.py",
-		'--conninfo', $self->{node}->connstr($self->{database}),
+		'--conninfo', $self->{conninfo} // $self->{node}->connstr($self->{database}),
 		'--topics', join(',', @{ $self->{names} }),
 		'--run', $number,
 		map { ("--$_", $options{$_}) } sort keys %options);
@@ -144,11 +154,26 @@ of compare.py as a hash, with ok.
 sub compare
 {
 	my ($self, %options) = @_;
+	$self->fetch($options{seconds});
+	return $self->hold_against(%options);
+}
+
+=item $ledger->fetch($seconds)
+
+The first half of compare: wait until everything is delivered and write the
+ledger and the log of all topics to files. A hash: ledger, log, base (the
+beginning of their names).
+
+=cut
+
+sub fetch
+{
+	my ($self, $seconds) = @_;
 	my ($node, $database) = @$self{qw(node database)};
 	my $directory = $PostgreSQL::Test::Utils::tmp_check;
 	my $base = "$directory/" . $node->name . "_$self->{loads}";
 
-	wait_delivered($node, $database, $options{seconds} // 180);
+	wait_delivered($node, $database, $seconds // 180);
 	$node->safe_psql($database, "\\copy ledger.event TO '$base.ledger'");
 
 	open(my $log, '>', "$base.log") or croak "could not write $base.log: $!";
@@ -164,13 +189,26 @@ sub compare
 			'>>', "$base.log")
 		  or croak "kcat for $topic failed";
 	}
+	$self->{files} =
+	  { base => $base, ledger => "$base.ledger", log => "$base.log" };
+	return $self->{files};
+}
 
+=item $ledger->hold_against(%options)
+
+The second half: compare.py on the files of fetch.
+
+=cut
+
+sub hold_against
+{
+	my ($self, %options) = @_;
 	my ($output, $error) = ('', '');
 	my $ok = IPC::Run::run(
 		[
 			$python, "$home/compare.py",
-			'--ledger', "$base.ledger",
-			'--log', "$base.log",
+			'--ledger', $self->{files}{ledger},
+			'--log', $self->{files}{log},
 			'--duplicates', $options{duplicates} // 0,
 			$options{prove} ? '--prove' : ()
 		],
