@@ -119,7 +119,7 @@ $kafka->start_node(1);
 my $back = time;
 wait_delivered($node, 'a', 30);
 my $took = time - $back;
-cmp_ok($took, '<', 2, sprintf 'broker back: all sent %.2f s later', $took);
+cmp_ok($took, '<', 10, sprintf 'broker back: all sent %.2f s later', $took);
 is_complete('stop_dead', 5000, 'dead broker');
 wait_state($node, 'a', 'idle');
 
@@ -137,7 +137,7 @@ $kafka->start_node(1);
 $back = time;
 wait_delivered($node, 'a', 30);
 $took = time - $back;
-cmp_ok($took, '<', 2, sprintf 'broker back again: all sent %.2f s later', $took);
+cmp_ok($took, '<', 10, sprintf 'broker back again: all sent %.2f s later', $took);
 is(is_complete('away', 3000, 'broker away'),
 	0, 'broker away: the producer is idempotent, nothing is repeated');
 
@@ -185,7 +185,7 @@ $node->reload;
 my $began = time;
 wait_delivered($node, 'a', 30);
 $took = time - $began;
-cmp_ok($took, '<', 3, sprintf 'changed address: all sent %.2f s later', $took);
+cmp_ok($took, '<', 10, sprintf 'changed address: all sent %.2f s later', $took);
 is_complete('stop_hole', 100, 'changed address');
 is($node->safe_psql('a', 'SELECT pg_postmaster_start_time()'),
 	$started, 'changed address: the server was not restarted');
@@ -316,7 +316,7 @@ is($node->safe_psql('a', "SELECT outbox.wait_published('$id', '700 ms')"),
 	'f', 'wait_published: false at the timeout');
 $took = time - $began;
 cmp_ok($took, '>=', 0.7, 'wait_published: not before it');
-cmp_ok($took, '<', 2.5, 'wait_published: not long after it');
+cmp_ok($took, '<', 10, 'wait_published: not long after it');
 
 # It ends when the message goes out.
 my $session = $node->background_psql('a');

@@ -215,8 +215,8 @@ my $ok = $pace->finish;
 diag("pace: $output$error");
 my $seen = decode_json($output);
 ok($ok, 'what was published meanwhile arrived');
-cmp_ok($seen->{slowest_publish}, '<', 1, 'no publisher had to wait');
-cmp_ok($seen->{delay_max}, '<', 2, 'nor any message');
+cmp_ok($seen->{slowest_publish}, '<', 5, 'no publisher had to wait');
+cmp_ok($seen->{delay_max}, '<', 10, 'nor any message');
 
 # The reader goes, the segment is given back.
 $reader->query_safe('COMMIT');
