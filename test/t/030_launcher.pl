@@ -11,9 +11,8 @@ use Test::More;
 use Time::HiRes qw(time);
 
 # Commands that have to wait for connections to end give up after 5 s; with a
-# relay in the database they may not come near that.
-# Less than the five seconds for which PostgreSQL itself waits for connections
-# to end; a machine that runs other things besides may need a few.
+# relay in the database they take a fraction of a second, on a machine that runs
+# other things besides a few.
 my $AT_ONCE = 4.5;
 
 my $RELAY = "backend_type = 'outbox_kafka relay'";
