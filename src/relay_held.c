@@ -416,6 +416,9 @@ acknowledged(Relay *relay, RelayHeld *held, RelayTopic *by, int partition, uint3
 		held->lane.waiting--;
 	held->changed = true;
 	held->failures = 0;
+
+	/* whatever kept the client from sending does so no more */
+	relay->failures = 0;
 }
 
 bool

@@ -172,7 +172,7 @@ my @calls = split /\n/, $node->safe_psql('trapped', q{
 cmp_ok(scalar @calls, '>', 8, 'more functions');
 for my $call (@calls)
 {
-	$call =~ s/::(text|uuid|xid8|interval|jsonb|regrole)\b/::pg_catalog.$1/g;
+	$call =~ s/::(text|uuid|xid8|interval|jsonb|regrole|bytea)\b/::pg_catalog.$1/g;
 	run_trapped($call, $call);
 }
 run_trapped('adopt', 'SELECT outbox.adopt()');
