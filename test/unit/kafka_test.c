@@ -565,12 +565,13 @@ test_unusable_files(void)
 	char		command[80];
 	char		text[256];
 	const char *garbage = "no certificate, no key, but " SECRET "\n";
-	char		garbage_path[PATH_MAX];
+	char		garbage_path[64];
 	char	   *path;
 
 	if (mkdtemp(dir) == NULL)
 		exit(1);
-	strcpy(garbage_path, write_file(dir, "garbage", garbage, strlen(garbage), 0600));
+	snprintf(garbage_path, sizeof(garbage_path), "%s/garbage", dir);
+	write_file(dir, "garbage", garbage, strlen(garbage), 0600);
 	for (int i = 0; i < 2; i++)
 	{
 		path = write_file(dir, "none", "linger.ms=1\n", 12, 0600);
