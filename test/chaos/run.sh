@@ -29,7 +29,8 @@
 #
 # Environment: PG_CONFIG, TMPDIR, OUTBOX_TEST_USER (who runs it if root calls),
 # CHAOS_PATCH (a patch for the copy of the sources: to see that a fault in the
-# code is found; doc/testing.md has an example).
+# code is found; doc/testing.md has an example), CHAOS_KEEP (yes: the directory
+# is kept in any case).
 
 set -euo pipefail
 
@@ -74,7 +75,7 @@ cleanup()
 		wait "$child" || true
 	fi
 	wait_until_left
-	if [ "$code" -eq 0 ]; then
+	if [ "$code" -eq 0 ] && [ "${CHAOS_KEEP:-no}" != yes ]; then
 		rm -rf "$work"
 	else
 		echo "chaos: the files of this run are in $work" >&2

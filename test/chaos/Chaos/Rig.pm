@@ -236,6 +236,26 @@ sub tend
 		}
 		$self->{look_at} = time + 1;
 	}
+	if (time >= ($self->{ask_at} // 0))
+	{
+		$self->ask_relay;
+		$self->{ask_at} = time + 5;
+	}
+	return;
+}
+
+# When nothing was published since the last look, what the relay says of it.
+sub ask_relay
+{
+	my ($self) = @_;
+	my $answer = $self->{server}->query(
+		q{SELECT concat_ws(', ', published || ' published', state, in_flight || ' in flight',
+			'last error ' || extract(epoch FROM clock_timestamp() - last_error_at)::int || ' s ago: ' || last_error)
+		  FROM outbox.relay_status}) // return;
+	my ($published) = $answer =~ /^(\d+) published/ or return;
+	$self->note_event("nothing published for 5 s: $answer")
+	  if defined $self->{published} && $self->{published} == $published;
+	$self->{published} = $published;
 	return;
 }
 
@@ -490,8 +510,9 @@ sub judge
 	return \%report;
 }
 
-# Crashes that nobody asked for are findings. Returns, for each producer that
-# was made anew, how many messages it had in flight.
+# Crashes that nobody asked for, and errors that end the relay or the launcher,
+# are findings. Returns, for each producer that was made anew, how many messages
+# it had in flight.
 sub read_logs
 {
 	my ($self) = @_;
@@ -499,16 +520,25 @@ sub read_logs
 	my %words;
 	for my $name ($self->{server}->logs)
 	{
+		my %error;    # the last one of each process
 		open(my $file, '<', $name) or croak "could not read $name: $!";
 		while (my $line = <$file>)
 		{
+			my ($pid) = $line =~ /^\S+ \S+ \S+ \[(\d+)\]/ or next;
 			push @losses, $1
 			  if $line =~ /closes a producer with (\d+) messages/;
 			$words{$1}++
 			  if $line =~ /(PANIC: .*|TRAP: .*|was terminated by signal (?!9\b|3\b)\d+.*)/;
-			$words{$1}++
-			  if $line =~ /(?:ERROR|FATAL): +(.*outbox_kafka.*)/
-			  && $line !~ /terminating background worker/;
+			if ($line =~ /(?:ERROR|FATAL): +(.*)/)
+			{
+				$error{$pid} = $1;
+			}
+			elsif ($line =~ /CONTEXT: +outbox_kafka (?:relay|launcher)/
+				&& defined(my $text = delete $error{$pid}))
+			{
+				$words{$text}++
+				  unless $text =~ /^terminating background worker/;
+			}
 		}
 	}
 	$self->find("$words{$_} x in a server's log: $_") for sort keys %words;
