@@ -1,5 +1,6 @@
 -- What the extension consists of: everything described, nothing open to
 -- everybody, nothing that follows a search_path.
+\set SHOW_CONTEXT never
 SET client_min_messages = error;
 CREATE EXTENSION outbox_kafka;
 RESET client_min_messages;

@@ -127,7 +127,7 @@ CREATE TABLE outbox.relay_state (
 	batch_max_id bigint
 ) USING heap WITH (fillfactor = 10);
 COMMENT ON TABLE outbox.relay_state IS 'what is delivered, in snapshots; written by the relay alone';
-COMMENT ON COLUMN outbox.relay_state.cursor_id IS '0: the main cursor';
+COMMENT ON COLUMN outbox.relay_state.cursor_id IS '0: the main cursor; else that of a row in outbox.held_lane';
 COMMENT ON COLUMN outbox.relay_state.writer_xid IS 'transaction that wrote this row; differs from xmin in a logical copy';
 COMMENT ON COLUMN outbox.relay_state.database_oid IS 'database it was written in; differs in a copied database';
 COMMENT ON COLUMN outbox.relay_state.done IS 'every message visible in this snapshot is delivered';
@@ -143,7 +143,7 @@ CREATE TABLE outbox.relay_position (
 	position bigint NOT NULL
 ) USING heap WITH (fillfactor = 10);
 COMMENT ON TABLE outbox.relay_position IS 'progress within the batch under way; written by the relay alone';
-COMMENT ON COLUMN outbox.relay_position.cursor_id IS '0: the main cursor';
+COMMENT ON COLUMN outbox.relay_position.cursor_id IS '0: the main cursor; else that of a row in outbox.held_lane';
 COMMENT ON COLUMN outbox.relay_position.position IS 'messages of the batch up to this id are delivered';
 
 -- A new outbox has delivered nothing: no xid is below 3, the first normal one.
@@ -156,16 +156,52 @@ INSERT INTO outbox.relay_state (cursor_id, writer_xid, database_oid, done, done_
 UPDATE outbox.relay_state SET writer_xid = xmin;
 INSERT INTO outbox.relay_position (cursor_id, position) VALUES (0, 0);
 
-CREATE FUNCTION outbox.is_delivered(xid xid8, id bigint) RETURNS boolean
+-- Lanes that are held: cursors other than the main one, which passes over
+-- their messages.
+CREATE TABLE outbox.held_lane (
+	cursor_id integer PRIMARY KEY CHECK (cursor_id OPERATOR(pg_catalog.>) 0),
+	topic text NOT NULL,
+	partition integer,
+	partitions integer,
+	since timestamptz NOT NULL,
+	reason text NOT NULL CHECK (reason OPERATOR(pg_catalog.=) ANY (ARRAY['no answer', 'refused', 'paused', 'isolated'])),
+	error text,
+	waiting bigint NOT NULL,
+	CHECK ((partition IS NULL) OPERATOR(pg_catalog.=) (partitions IS NULL))
+) USING heap WITH (fillfactor = 10);
+COMMENT ON TABLE outbox.held_lane IS 'lanes with a cursor of their own; written by the relay alone; see the view outbox.held_lanes';
+COMMENT ON COLUMN outbox.held_lane.cursor_id IS 'its cursor in outbox.relay_state and outbox.relay_position';
+COMMENT ON COLUMN outbox.held_lane.topic IS 'Kafka topic';
+COMMENT ON COLUMN outbox.held_lane.partition IS 'NULL: the whole topic, but for partitions that are held themselves';
+COMMENT ON COLUMN outbox.held_lane.partitions IS 'number of partitions that keys are spread over as long as this is held';
+COMMENT ON COLUMN outbox.held_lane.since IS 'when it was held';
+COMMENT ON COLUMN outbox.held_lane.reason IS 'no answer: no acknowledgement while others had some; refused: the broker does not know or allow the topic; paused: by outbox.pause(topic); isolated: it refused a batch, whose messages are sent in small numbers until the refused one is found';
+COMMENT ON COLUMN outbox.held_lane.error IS 'what the broker said last, if it said something';
+COMMENT ON COLUMN outbox.held_lane.waiting IS 'messages passed over and not delivered; about';
+
+CREATE FUNCTION outbox.lane_of_message(key bytea, partition integer, id bigint, partitions integer) RETURNS integer
+	LANGUAGE c IMMUTABLE PARALLEL SAFE
+	AS 'MODULE_PATHNAME', 'outbox_kafka_lane_of_message';
+COMMENT ON FUNCTION outbox.lane_of_message(bytea, integer, bigint, integer) IS 'which of so many partitions a message goes to';
+
+-- Of the cursor that a message belongs to: that of its lane, if it is held.
+CREATE FUNCTION outbox.is_delivered(xid xid8, id bigint, topic text, key bytea, partition integer) RETURNS boolean
 	LANGUAGE sql STABLE PARALLEL SAFE
 	SET search_path = pg_catalog, pg_temp
 	AS $$
-		SELECT pg_catalog.pg_visible_in_snapshot(xid, s.done)
-			OR coalesce(pg_catalog.pg_visible_in_snapshot(xid, s.batch) AND id <= p.position, false)
+		SELECT pg_catalog.pg_visible_in_snapshot(is_delivered.xid, s.done)
+			OR coalesce(pg_catalog.pg_visible_in_snapshot(is_delivered.xid, s.batch)
+						AND is_delivered.id <= p.position, false)
 		FROM outbox.relay_state AS s, outbox.relay_position AS p
-		WHERE s.cursor_id = 0 AND p.cursor_id = 0
+		WHERE s.cursor_id = p.cursor_id
+		  AND s.cursor_id = coalesce(
+				(SELECT h.cursor_id FROM outbox.held_lane AS h
+				 WHERE h.topic = is_delivered.topic
+				   AND (h.partition IS NULL OR h.partition =
+						outbox.lane_of_message(is_delivered.key, is_delivered.partition, is_delivered.id, h.partitions))
+				 ORDER BY h.partition NULLS LAST LIMIT 1), 0)
 	$$;
-COMMENT ON FUNCTION outbox.is_delivered(xid8, bigint) IS 'whether the progress on disk covers a message';
+COMMENT ON FUNCTION outbox.is_delivered(xid8, bigint, text, bytea, integer) IS 'whether the progress on disk covers a message';
 
 -- ---------------------------------------------------------------------------
 -- Steering. Tables of their own, so that the relay's stay the relay's.
@@ -205,6 +241,22 @@ CREATE FUNCTION outbox.resume() RETURNS void
 	SET search_path = pg_catalog, pg_temp
 	AS $$ DELETE FROM outbox.relay_control WHERE topic = '*' $$;
 COMMENT ON FUNCTION outbox.resume() IS 'end outbox.pause()';
+
+CREATE FUNCTION outbox.pause(topic text) RETURNS void
+	LANGUAGE sql VOLATILE STRICT SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+		INSERT INTO outbox.relay_control AS c (topic, paused_at, paused_by)
+			VALUES (pause.topic, pg_catalog.clock_timestamp(), session_user)
+			ON CONFLICT (topic) DO NOTHING
+	$$;
+COMMENT ON FUNCTION outbox.pause(text) IS 'hold one topic; the others go on';
+
+CREATE FUNCTION outbox.resume(topic text) RETURNS void
+	LANGUAGE sql VOLATILE STRICT SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+	AS $$ DELETE FROM outbox.relay_control AS c WHERE c.topic = resume.topic $$;
+COMMENT ON FUNCTION outbox.resume(text) IS 'end outbox.pause(topic): what waited goes out first, in order';
 
 -- ---------------------------------------------------------------------------
 -- Parked: messages that wait for a decision. Restored ones come here, so that
@@ -459,7 +511,7 @@ DO $do$
 DECLARE
 	name pg_catalog.text;
 BEGIN
-	FOREACH name IN ARRAY ARRAY['segment', 'relay_state', 'relay_position', 'relay_control', 'parked_message', 'publish_grant', 'database_identity'] LOOP
+	FOREACH name IN ARRAY ARRAY['segment', 'relay_state', 'relay_position', 'relay_control', 'held_lane', 'parked_message', 'publish_grant', 'database_identity'] LOOP
 		EXECUTE pg_catalog.format(
 			'CREATE TRIGGER ignore_replicated BEFORE INSERT OR UPDATE OR DELETE ON outbox.%1$I
 			 FOR EACH ROW EXECUTE FUNCTION outbox.ignore_replicated()', name);
@@ -523,6 +575,11 @@ CREATE VIEW outbox.parked AS
 	FROM outbox.parked_message;
 COMMENT ON VIEW outbox.parked IS 'messages set aside, with the reason';
 
+CREATE VIEW outbox.held_lanes AS
+	SELECT topic, partition, since, reason, error, waiting AS messages_waiting
+	FROM outbox.held_lane;
+COMMENT ON VIEW outbox.held_lanes IS 'topics and partitions that wait while the others go on; partition NULL: the whole topic';
+
 CREATE VIEW outbox.message_status AS
 	SELECT m.event_id, m.id, m.topic,
 		   CASE WHEN q.id IS NOT NULL THEN 'parked'
@@ -533,9 +590,16 @@ CREATE VIEW outbox.message_status AS
 		   m.correlation_id, m.created_at
 	FROM outbox.message AS m
 		 LEFT JOIN outbox.parked_message AS q ON q.id OPERATOR(pg_catalog.=) m.id
-			   AND q.event_id OPERATOR(pg_catalog.=) m.event_id,
+			   AND q.event_id OPERATOR(pg_catalog.=) m.event_id
+		 LEFT JOIN LATERAL (
+			SELECT h.cursor_id FROM outbox.held_lane AS h
+			WHERE h.topic OPERATOR(pg_catalog.=) m.topic
+			  AND (h.partition IS NULL OR h.partition OPERATOR(pg_catalog.=)
+				   outbox.lane_of_message(m.key, m.partition, m.id, h.partitions))
+			ORDER BY h.partition NULLS LAST LIMIT 1) AS h ON true,
 		 outbox.relay_state AS s, outbox.relay_position AS p
-	WHERE s.cursor_id OPERATOR(pg_catalog.=) 0 AND p.cursor_id OPERATOR(pg_catalog.=) 0
+	WHERE s.cursor_id OPERATOR(pg_catalog.=) coalesce(h.cursor_id, 0)
+	  AND p.cursor_id OPERATOR(pg_catalog.=) coalesce(h.cursor_id, 0)
 	UNION ALL
 	SELECT q.event_id, q.id, q.topic, 'parked', q.correlation_id, q.created_at
 	FROM outbox.parked_message AS q
@@ -568,7 +632,7 @@ REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION outbox.current_segment() TO PUBLIC;
 
 GRANT USAGE ON SCHEMA outbox TO pg_monitor;
-GRANT SELECT ON outbox.relay_status, outbox.topic_status, outbox.backlog, outbox.pending, outbox.parked, outbox.message_status TO pg_monitor;
+GRANT SELECT ON outbox.relay_status, outbox.topic_status, outbox.backlog, outbox.pending, outbox.parked, outbox.held_lanes, outbox.message_status TO pg_monitor;
 GRANT EXECUTE ON FUNCTION outbox.relay_status_row(), outbox.topic_status_rows(), outbox.backlog_row(), outbox.pending_rows(), outbox.status(uuid), outbox.identity() TO pg_monitor;
 
 -- ---------------------------------------------------------------------------
@@ -582,7 +646,7 @@ BEGIN
 	FOR i IN 0 .. 7 LOOP
 		PERFORM pg_catalog.pg_extension_config_dump(
 			pg_catalog.format('outbox.message_%s', i)::pg_catalog.regclass,
-			'WHERE NOT outbox.is_delivered(xid, id)');
+			'WHERE NOT outbox.is_delivered(xid, id, topic, key, partition)');
 	END LOOP;
 END
 $do$;

@@ -46,7 +46,8 @@ is_ours(Oid relid)
 	if (relid == catalog.message || relid == catalog.sequence ||
 		relid == catalog.segment || relid == catalog.relay_state ||
 		relid == catalog.relay_position || relid == catalog.relay_control ||
-		relid == catalog.publish_grant || relid == catalog.parked)
+		relid == catalog.publish_grant || relid == catalog.parked ||
+		relid == catalog.held_lane)
 		return true;
 
 	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
@@ -143,6 +144,7 @@ find_relations(OutboxCatalog *found)
 	found->relay_control = find_relation("relay_control", schema);
 	found->publish_grant = find_relation("publish_grant", schema);
 	found->parked = find_relation("parked_message", schema);
+	found->held_lane = find_relation("held_lane", schema);
 
 	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
 	{

@@ -35,6 +35,7 @@ typedef struct OutboxCatalog
 	Oid			relay_control;
 	Oid			publish_grant;
 	Oid			parked;			/* parked_message */
+	Oid			held_lane;
 } OutboxCatalog;
 
 /*

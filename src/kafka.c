@@ -398,6 +398,14 @@ kafka_producer_is_dead(const KafkaProducer *producer, KafkaError *error)
 	return producer->dead;
 }
 
+void
+kafka_producer_purge(KafkaProducer *producer, bool in_flight)
+{
+	rd_kafka_purge(producer->rk, RD_KAFKA_PURGE_F_QUEUE |
+				   (in_flight ? RD_KAFKA_PURGE_F_INFLIGHT : 0) |
+				   RD_KAFKA_PURGE_F_NON_BLOCKING);
+}
+
 int
 kafka_producer_outstanding(const KafkaProducer *producer)
 {

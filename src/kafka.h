@@ -122,6 +122,13 @@ extern int	kafka_producer_serve(KafkaProducer *producer,
 								 const KafkaEventHandlers *handlers,
 								 void *arg, int max_events);
 
+/*
+ * Give up what has not been sent yet, and what was and is not answered:
+ * reports come at once, as purged. A producer that failed sends nothing more,
+ * and what the broker refused after a gap stays with it for ever.
+ */
+extern void kafka_producer_purge(KafkaProducer *producer, bool in_flight);
+
 /* Messages in the producer's hands, queued or sent, not reported yet. */
 extern int	kafka_producer_outstanding(const KafkaProducer *producer);
 

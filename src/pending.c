@@ -4,7 +4,8 @@
  *	  they go out: outbox.pending.
  *
  * Reads as the relay does, from the progress on disk, so the cost is that of
- * the rows that are asked for. The function is called in a target list, a row
+ * the rows that are asked for; for a held lane also of the rows of others among
+ * them. Held lanes come first, then what the main cursor has before it. The function is called in a target list, a row
  * a call, and reads ahead a few hundred rows at a time; between these chunks
  * no scan is open, so a LIMIT may end it anywhere.
  */
@@ -22,6 +23,7 @@
 
 #include "compat.h"
 #include "cursor.h"
+#include "held.h"
 #include "message.h"
 #include "pending.h"
 #include "progress.h"
@@ -37,7 +39,11 @@ typedef struct PendingScan
 {
 	MemoryContext context;
 	MemoryContext chunk_context;
-	Progress	progress;
+	List	   *lanes;			/* of HeldLane */
+	int			source;			/* index in lanes; after them the main cursor */
+	const HeldLane *lane;		/* being read, or NULL */
+	Progress	progress;		/* of the cursor that is read */
+	Progress	main_progress;	/* read before the lanes, see held.c */
 	CursorBound *now;
 	int			stage;			/* 0: the rest of progress.batch; 1: up to now */
 	int64		position;
@@ -89,23 +95,57 @@ gone_error(void)
 			 errhint("Try again.")));
 }
 
-static void
-start(PendingScan *scan, const OutboxCatalog *catalog)
+/* False: the cursor is gone. */
+static bool
+read_progress(const OutboxCatalog *catalog, int cursor_id, Progress *progress,
+			  MemoryContext context)
 {
-	switch (progress_read(catalog, 0, CURSOR_WAIT, &scan->progress, scan->context))
+	memset(progress, 0, sizeof(*progress));
+	switch (progress_read(catalog, cursor_id, CURSOR_WAIT, progress, context))
 	{
 		case PROGRESS_BUSY:
 			gone_error();
 			break;
 		case PROGRESS_MISSING:
-			progress_raise_missing();
-			break;
+			return false;
 		case PROGRESS_OK:
 		case PROGRESS_FOREIGN:
 			break;
 	}
+	return true;
+}
+
+/* Begin with the source that scan->source says, or the next one that is there. */
+static void
+begin_source(PendingScan *scan, const OutboxCatalog *catalog)
+{
+	scan->lane = NULL;
+	for (; scan->source < list_length(scan->lanes); scan->source++)
+	{
+		const HeldLane *lane = (const HeldLane *) list_nth(scan->lanes, scan->source);
+
+		/* one that has caught up meanwhile is delivered */
+		if (!read_progress(catalog, lane->cursor_id, &scan->progress, scan->context))
+			continue;
+		scan->lane = lane;
+		break;
+	}
+	if (scan->lane == NULL)
+		scan->progress = scan->main_progress;
 	scan->stage = scan->progress.batch ? 0 : 1;
 	scan->position = scan->progress.position;
+}
+
+static void
+start(PendingScan *scan, const OutboxCatalog *catalog, bool main_only)
+{
+	if (!read_progress(catalog, 0, &scan->main_progress, scan->context))
+		progress_raise_missing();
+	if (!held_read(catalog, CURSOR_WAIT, &scan->lanes, scan->context))
+		gone_error();
+	if (main_only)
+		scan->source = list_length(scan->lanes);
+	begin_source(scan, catalog);
 	scan->chunk_rows = FIRST_CHUNK_ROWS;
 }
 
@@ -120,6 +160,7 @@ read_chunk(PendingScan *scan, const OutboxCatalog *catalog)
 	Snapshot	snapshot;
 	const CursorBound *lower;
 	const CursorBound *upper;
+	bool		more = true;
 	uint64		own_xid = U64FromFullTransactionId(GetTopFullTransactionIdIfAny());
 
 	/* the bound first: tables that are empty then are left out */
@@ -146,10 +187,13 @@ read_chunk(PendingScan *scan, const OutboxCatalog *catalog)
 
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	rows = cursor_scan_begin(&tables, lower, upper, scan->position, snapshot);
-	while (scan->nrows < scan->chunk_rows && cursor_scan_next(rows, &row))
+	while (scan->nrows < scan->chunk_rows && (more = cursor_scan_next(rows, &row)))
 	{
+		CHECK_FOR_INTERRUPTS();
+		scan->position = row.id;
+
 		/* what this transaction published itself is not committed */
-		if (row.xid != own_xid)
+		if (row.xid != own_xid && held_find(scan->lanes, row.slot) == scan->lane)
 			fill(&scan->rows[scan->nrows++], &row);
 	}
 	cursor_scan_end(rows);
@@ -157,14 +201,17 @@ read_chunk(PendingScan *scan, const OutboxCatalog *catalog)
 	cursor_tables_close(&tables);
 	MemoryContextSwitchTo(old);
 
-	if (scan->nrows > 0)
-		scan->position = scan->rows[scan->nrows - 1].id;
-	if (scan->nrows < scan->chunk_rows)
+	if (!more)
 	{
 		if (scan->stage == 0)
 		{
 			scan->stage = 1;
 			scan->position = 0;
+		}
+		else if (scan->lane != NULL)
+		{
+			scan->source++;
+			begin_source(scan, catalog);
 		}
 		else
 			scan->finished = true;
@@ -189,7 +236,7 @@ pending_first(const OutboxCatalog *catalog, PendingMessage *message)
 	OutboxCatalog copy = *catalog;
 	PendingScan *scan = create_scan(CurrentMemoryContext);
 
-	start(scan, &copy);
+	start(scan, &copy, true);
 	while (!scan->finished)
 	{
 		scan->chunk_rows = 1;
@@ -225,7 +272,7 @@ outbox_kafka_pending(PG_FUNCTION_ARGS)
 		funcctx->tuple_desc = BlessTupleDesc(desc);
 		scan = create_scan(funcctx->multi_call_memory_ctx);
 		funcctx->user_fctx = scan;
-		start(scan, &catalog);
+		start(scan, &catalog, false);
 		MemoryContextSwitchTo(old);
 	}
 

@@ -22,8 +22,8 @@ typedef struct PendingMessage
 } PendingMessage;
 
 /*
- * The one that goes out first, by the progress on disk; false if there is
- * none. Needs a transaction.
+ * The one that the main cursor sends first, by the progress on disk; false if
+ * there is none. Needs a transaction.
  */
 extern bool pending_first(const OutboxCatalog *catalog, PendingMessage *message);
 

@@ -52,17 +52,6 @@
 #define Anum_relay_position_cursor_id 1
 #define Anum_relay_position_position 2
 
-/* Where this process last wrote a row. */
-typedef struct RowPlace
-{
-	Oid			file;			/* pg_class.relfilenode then; 0: unknown */
-	int			cursor_id;
-	ItemPointerData tid;
-} RowPlace;
-
-static RowPlace state_place;
-static RowPlace position_place;
-
 /* Copy of a cursor's row, in the current context, or NULL. */
 static HeapTuple
 find_row(Relation rel, int cursor_id, Snapshot snapshot)
@@ -215,7 +204,7 @@ locate(Relation rel, RowPlace *place, int cursor_id)
 	Snapshot	snapshot;
 	HeapTuple	tuple;
 
-	if (place->file == rel->rd_rel->relfilenode && place->cursor_id == cursor_id)
+	if (place->file == rel->rd_rel->relfilenode)
 		return true;
 
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
@@ -224,16 +213,14 @@ locate(Relation rel, RowPlace *place, int cursor_id)
 	if (tuple == NULL)
 		return false;
 	place->file = rel->rd_rel->relfilenode;
-	place->cursor_id = cursor_id;
 	place->tid = tuple->t_self;
 	return true;
 }
 
-/* Update the row at place, remove what it leaves behind, remember the new place. */
+/* Update the row at place, remove what it leaves behind, remember the new one. */
 static void
-replace_row(Relation rel, RowPlace *place, Datum *values, bool *nulls)
+replace_row(Relation rel, RowPlace *place, HeapTuple tuple)
 {
-	HeapTuple	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
 	ItemPointerData old = place->tid;
 	Buffer		buffer;
 
@@ -262,8 +249,39 @@ write_bound(const CursorBound *bound, Datum *values, bool *nulls, int first)
 	values[first + 1] = Int64GetDatum(bound->tail_id);
 }
 
+static HeapTuple
+form_position(Relation rel, int cursor_id, const Progress *progress)
+{
+	Datum		values[Natts_relay_position];
+	bool		nulls[Natts_relay_position] = {false};
+
+	values[Anum_relay_position_cursor_id - 1] = Int32GetDatum(cursor_id);
+	values[Anum_relay_position_position - 1] =
+		Int64GetDatum(progress->batch ? progress->position : 0);
+	return heap_form_tuple(RelationGetDescr(rel), values, nulls);
+}
+
+static HeapTuple
+form_state(Relation rel, int cursor_id, const Progress *progress)
+{
+	Datum		values[Natts_relay_state];
+	bool		nulls[Natts_relay_state] = {false};
+
+	values[Anum_relay_state_cursor_id - 1] = Int32GetDatum(cursor_id);
+	values[Anum_relay_state_writer_xid - 1] =
+		TransactionIdGetDatum(GetCurrentTransactionId());
+	values[Anum_relay_state_database_oid - 1] = ObjectIdGetDatum(MyDatabaseId);
+	write_bound(progress->done, values, nulls, Anum_relay_state_done);
+	write_bound(progress->batch, values, nulls, Anum_relay_state_batch);
+	nulls[Anum_relay_state_batch_max_id - 1] = (progress->batch == NULL);
+	if (progress->batch)
+		values[Anum_relay_state_batch_max_id - 1] =
+			Int64GetDatum(progress->batch->max_id);
+	return heap_form_tuple(RelationGetDescr(rel), values, nulls);
+}
+
 ProgressResult
-progress_write(const OutboxCatalog *catalog, int cursor_id,
+progress_write(const OutboxCatalog *catalog, int cursor_id, ProgressPlace *place,
 			   const Progress *progress, bool state)
 {
 	Relation	positions;
@@ -283,40 +301,57 @@ progress_write(const OutboxCatalog *catalog, int cursor_id,
 		}
 	}
 
-	if (!locate(positions, &position_place, cursor_id) ||
-		(state && !locate(states, &state_place, cursor_id)))
+	if (!locate(positions, &place->position, cursor_id) ||
+		(state && !locate(states, &place->state, cursor_id)))
 		result = PROGRESS_MISSING;
 	else
 	{
-		Datum		values[Natts_relay_position];
-		bool		nulls[Natts_relay_position] = {false};
-
-		values[Anum_relay_position_cursor_id - 1] = Int32GetDatum(cursor_id);
-		values[Anum_relay_position_position - 1] =
-			Int64GetDatum(progress->batch ? progress->position : 0);
-		replace_row(positions, &position_place, values, nulls);
-	}
-
-	if (result == PROGRESS_OK && state)
-	{
-		Datum		values[Natts_relay_state];
-		bool		nulls[Natts_relay_state] = {false};
-
-		values[Anum_relay_state_cursor_id - 1] = Int32GetDatum(cursor_id);
-		values[Anum_relay_state_writer_xid - 1] =
-			TransactionIdGetDatum(GetCurrentTransactionId());
-		values[Anum_relay_state_database_oid - 1] = ObjectIdGetDatum(MyDatabaseId);
-		write_bound(progress->done, values, nulls, Anum_relay_state_done);
-		write_bound(progress->batch, values, nulls, Anum_relay_state_batch);
-		nulls[Anum_relay_state_batch_max_id - 1] = (progress->batch == NULL);
-		if (progress->batch)
-			values[Anum_relay_state_batch_max_id - 1] =
-				Int64GetDatum(progress->batch->max_id);
-		replace_row(states, &state_place, values, nulls);
+		replace_row(positions, &place->position,
+					form_position(positions, cursor_id, progress));
+		if (state)
+			replace_row(states, &place->state,
+						form_state(states, cursor_id, progress));
 	}
 
 	if (states)
 		table_close(states, NoLock);
 	table_close(positions, NoLock);
 	return result;
+}
+
+ProgressResult
+progress_insert(const OutboxCatalog *catalog, int cursor_id, const Progress *progress)
+{
+	Relation	positions = table_open(catalog->relay_position, NoLock);
+	Relation	states = table_open(catalog->relay_state, NoLock);
+
+	CatalogTupleInsert(positions, form_position(positions, cursor_id, progress));
+	CatalogTupleInsert(states, form_state(states, cursor_id, progress));
+	table_close(states, NoLock);
+	table_close(positions, NoLock);
+	return PROGRESS_OK;
+}
+
+static bool
+delete_row(Relation rel, int cursor_id)
+{
+	RowPlace	place = {0};
+
+	if (!locate(rel, &place, cursor_id))
+		return false;
+	CatalogTupleDelete(rel, &place.tid);
+	return true;
+}
+
+ProgressResult
+progress_delete(const OutboxCatalog *catalog, int cursor_id)
+{
+	Relation	positions = table_open(catalog->relay_position, NoLock);
+	Relation	states = table_open(catalog->relay_state, NoLock);
+	bool		found = delete_row(positions, cursor_id);
+
+	found = delete_row(states, cursor_id) && found;
+	table_close(states, NoLock);
+	table_close(positions, NoLock);
+	return found ? PROGRESS_OK : PROGRESS_MISSING;
 }

@@ -5,6 +5,8 @@
 #ifndef OUTBOX_PROGRESS_H
 #define OUTBOX_PROGRESS_H
 
+#include "storage/itemptr.h"
+
 #include "catalog.h"
 #include "cursor.h"
 
@@ -39,13 +41,32 @@ extern void progress_raise_missing(void);
 /* Does it cover this message? */
 extern bool progress_covers(const Progress *progress, uint64 xid, int64 id);
 
+/* Where the writer of a cursor wrote its rows last; zeroed at first. */
+typedef struct RowPlace
+{
+	Oid			file;			/* pg_class.relfilenode then; 0: unknown */
+	ItemPointerData tid;
+} RowPlace;
+
+typedef struct ProgressPlace
+{
+	RowPlace	state;
+	RowPlace	position;
+} ProgressPlace;
+
 /*
  * Write it, as the only writer of that cursor. Inside a transaction, which
  * gets an xid by it; the caller commits. state: also the bounds, else only the
  * position. Never waits for a lock.
  */
 extern ProgressResult progress_write(const OutboxCatalog *catalog,
-									 int cursor_id, const Progress *progress,
-									 bool state);
+									 int cursor_id, ProgressPlace *place,
+									 const Progress *progress, bool state);
+
+/* Enter a cursor, and take it out. The same rules; the locks are held. */
+extern ProgressResult progress_insert(const OutboxCatalog *catalog,
+									  int cursor_id, const Progress *progress);
+extern ProgressResult progress_delete(const OutboxCatalog *catalog,
+									  int cursor_id);
 
 #endif							/* OUTBOX_PROGRESS_H */

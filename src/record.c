@@ -25,6 +25,7 @@
 
 #include "compat.h"
 #include "guc.h"
+#include "lane.h"
 #include "message.h"
 #include "message_check.h"
 #include "record.h"
@@ -260,17 +261,9 @@ record_build(TupleTableSlot *slot, RelayTopic *topic, TimestampTz now,
 		record->value_length = VARSIZE_ANY_EXHDR(payload);
 	}
 
-	if (!is_null(slot, Anum_outbox_message_partition))
-	{
-		record->partition = DatumGetInt32(value_of(slot, Anum_outbox_message_partition));
-		if (record->partition >= topic->partitions)
-			return false;
-	}
-	else if (record->key != NULL)
-		record->partition = kafka_partition_for_key(record->key, record->key_length,
-													topic->partitions);
-	else
-		record->partition = relay_topic_sticky_partition(topic);
+	record->partition = lane_of_message(slot, topic->partitions);
+	if (record->partition >= topic->partitions)
+		return false;
 
 	/* brokers refuse times ahead of theirs, with the whole batch */
 	created_at = DatumGetTimestampTz(value_of(slot, Anum_outbox_message_created_at));

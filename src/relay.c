@@ -39,7 +39,9 @@
 #include "compat.h"
 #include "guc.h"
 #include "relay.h"
+#include "relay_catchup.h"
 #include "relay_internal.h"
+#include "relay_isolation.h"
 #include "relay_parked.h"
 #include "relay_standby.h"
 #include "worker.h"
@@ -62,6 +64,9 @@
 #define PACE_MS 2
 #define PACE_FAST_MS 5
 #define RATE_INTERVAL_MS 50
+
+/* How often to look for lanes that do not answer. */
+#define LANES_INTERVAL_MS 250
 
 static RelayState
 present_state(const Relay *relay)
@@ -88,7 +93,7 @@ drain(Relay *relay, int timeout_ms)
 	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms);
 
 	while (relay->producer != NULL &&
-		   window_in_flight(relay->window) + parked_in_flight(relay->parked) > 0 &&
+		   relay_in_flight(relay) > 0 &&
 		   kafka_producer_is_connected(relay->producer))
 	{
 		TimestampTz now = GetCurrentTimestamp();
@@ -99,6 +104,7 @@ drain(Relay *relay, int timeout_ms)
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 		relay_producer_serve(relay);
+		isolation_serve(relay, now);
 	}
 }
 
@@ -114,11 +120,13 @@ reload(Relay *relay)
 				(errmsg("outbox_kafka makes a new producer, its settings may have changed")));
 		drain(relay, SHUTDOWN_DRAIN_MS);
 		relay_producer_close(relay);
+		isolation_close(relay);
 	}
 	/* whatever failed may go well with the new settings */
 	relay->failures = 0;
 	relay->failed = false;
 	relay->retry_at = 0;
+	relay_held_try_now(relay);
 	relay->ring_due = GetCurrentTimestamp();
 	relay->backlog_at = 0;
 }
@@ -153,23 +161,23 @@ pace(const Relay *relay)
  * connects when there is a need to, and brokers close idle connections.
  */
 static bool
-may_read(const Relay *relay)
+may_read(const Relay *relay, TimestampTz now)
 {
 	return !relay->paused && !relay->reset_needed &&
 		relay->producer != NULL && !relay_producer_is_changing(relay) &&
 		relay->retry_at == 0 && relay->unproven == NULL &&
+		!catchup_merges(relay, now) &&
 		(kafka_producer_is_connected(relay->producer) ||
 		 window_oldest(relay->window) == NULL) &&
 		relay_has_room(relay);
 }
 
-/* One that is refused ends the producer: not while others are looked into. */
 static bool
 may_send_parked(const Relay *relay)
 {
 	return !relay->paused && !relay->reset_needed &&
 		relay->producer != NULL && !relay_producer_is_changing(relay) &&
-		relay->retry_at == 0 && relay->cautious == 0 &&
+		relay->retry_at == 0 &&
 		kafka_producer_is_connected(relay->producer);
 }
 
@@ -246,6 +254,8 @@ sleep_until_needed(Relay *relay, TimestampTz now, TimestampTz progress_due,
 	timeout = until(now, relay->ring_due, timeout);
 	timeout = until(now, relay->backlog_due, timeout);
 	timeout = until(now, relay->retry_at, timeout);
+	timeout = until(now, catchup_due(relay, now), timeout);
+	timeout = until(now, isolation_due(relay), timeout);
 	if (may_send_parked(relay) && parked_in_flight(relay->parked) == 0)
 		timeout = until(now, parked_due(relay->parked), timeout);
 	if (relay->reset_needed)
@@ -266,7 +276,7 @@ sleep_until_needed(Relay *relay, TimestampTz now, TimestampTz progress_due,
 	if (reading)
 	{
 		timeout = until(now, relay->look_at, timeout);
-		if (in_flight && relay->cautious == 0 &&
+		if (in_flight &&
 			parked_in_flight(relay->parked) == 0 &&
 			pg_atomic_read_u32(&relay->slot->waiters) == 0)
 		{
@@ -312,6 +322,7 @@ run(Relay *relay)
 		if (relay->retry_at == 0)
 			relay_producer_open(relay);
 		relay_producer_serve(relay);
+		isolation_serve(relay, now);
 		note_connection(relay);
 		measure_rate(relay, now);
 		check_safety_net(relay, now);
@@ -321,13 +332,21 @@ run(Relay *relay)
 		if (may_send_parked(relay))
 			parked_send(relay, now);
 
-		reading = may_read(relay);
+		if (relay->lanes_due <= now)
+		{
+			catchup_check_lanes(relay, now);
+			relay->lanes_due = TimestampTzPlusMilliseconds(now, LANES_INTERVAL_MS);
+		}
+
+		reading = may_read(relay, now);
 		if (reading && has_news(relay, now) &&
 			(more || pace(relay) == 0 ||
 			 TimestampDifferenceMilliseconds(relay->read_at, now) >= pace(relay)))
 			more = read_messages(relay, now);
 		else
 			more = false;
+		if (catchup_work(relay, now))
+			more = true;
 
 		if (relay_progress_is_due(relay, now, &progress_due))
 		{
@@ -345,7 +364,9 @@ run(Relay *relay)
 		{
 			Progress	progress = window_progress(relay->window);
 
-			relay->ring_due = segment_ring_maintain(relay->ring, progress.done);
+			relay->ring_due =
+				segment_ring_maintain(relay->ring,
+									  relay_held_oldest(relay, progress.done));
 			pg_atomic_write_u32(&relay->slot->current_segment,
 								(uint32) segment_ring_current(relay->ring));
 			MemoryContextSwitchTo(relay->loop_context);
@@ -355,7 +376,7 @@ run(Relay *relay)
 		if (!more)
 		{
 			pgstat_report_stat(false);
-			sleep_until_needed(relay, now, progress_due, may_read(relay));
+			sleep_until_needed(relay, now, progress_due, may_read(relay, now));
 		}
 	}
 }
@@ -378,7 +399,8 @@ outbox_kafka_relay_main(Datum main_arg)
 												ALLOCSET_DEFAULT_SIZES);
 	relay->row_context = AllocSetContextCreate(context, "outbox relay row",
 											   ALLOCSET_DEFAULT_SIZES);
-	relay->topics = relay_topics_create(context);
+	relay->topics = relay_topics_create(true, context);
+	relay->isolation = isolation_create(context);
 	relay->parked = parked_create(context);
 
 	/* progress that is lost only repeats messages; see relay_progress.c */
@@ -400,7 +422,8 @@ outbox_kafka_relay_main(Datum main_arg)
 	if (parked_is_finished(relay->parked))
 		parked_finish(relay, GetCurrentTimestamp());
 	if (!relay->superseded &&
-		window_delivered(relay->window) != relay->stored_delivered)
+		(window_delivered(relay->window) != relay->stored_delivered ||
+		 relay_held_progress_due(relay, true) != 0))
 		(void) relay_progress_store(relay, GetCurrentTimestamp());
 	proc_exit(0);
 }

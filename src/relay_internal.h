@@ -6,7 +6,10 @@
  *	relay_session.c		transactions, waiting
  *	relay_start.c		what is read before anything is sent
  *	relay_read.c		reading messages and handing them to the producer
+ *	relay_held.c		lanes with cursors of their own
+ *	relay_catchup.c		when lanes are held, and how they come back
  *	relay_producer.c	making, serving, losing and dropping the producer
+ *	relay_isolation.c	the second producer, for what may be refused
  *	relay_parked.c		messages set aside
  *	relay_progress.c	storing progress, reporting to shared memory
  *	relay_standby.c		waiting for the synchronous standby
@@ -17,6 +20,8 @@
 
 #include "access/xlogdefs.h"
 #include "storage/latch.h"
+
+#include "nodes/pg_list.h"
 
 #include "identity.h"
 #include "kafka.h"
@@ -53,6 +58,7 @@ typedef struct Relay
 
 	/* the producer, or NULL */
 	KafkaProducer *producer;
+	TimestampTz producer_since;
 	char	   *producer_settings;	/* that it was made with */
 	RelayTopics *topics;
 	bool		bulk;			/* it makes full batches, see relay_producer.c */
@@ -64,6 +70,7 @@ typedef struct Relay
 	int			refusal_code;
 	int64		refused_id;
 	RelayTopic *refused_topic;
+	int			refused_partition;
 	char		refusal_text[SLOT_ERROR_LENGTH];
 	bool		event_pending;
 	char		event_text[KAFKA_ERROR_LENGTH];
@@ -71,8 +78,11 @@ typedef struct Relay
 	char		log_text[KAFKA_ERROR_LENGTH];
 	TimestampTz logged_at;
 
+	/* the second producer, for what may be refused; see relay_isolation.c */
+	struct RelayIsolation *isolation;
+
 	/* what the main loop waits for */
-	WaitEventSet *wait_all;		/* latch and producer */
+	WaitEventSet *wait_all;		/* latch and producers */
 	WaitEventSet *wait_latch;	/* latch only */
 
 	/* messages in flight */
@@ -105,20 +115,22 @@ typedef struct Relay
 	TimestampTz reset_by;		/* at the latest then */
 	int			failures;		/* in a row */
 	uint64		failed_tag;		/* delivering this one ends the row */
-	int			cautious;		/* so many messages are sent one by one */
 	TimestampTz retry_at;		/* 0: nothing is waited for */
 	char		last_failure[SLOT_ERROR_LENGTH];
+
+	/* lanes with cursors of their own, see relay_held.h */
+	List	   *held;			/* of RelayHeld */
+	TimestampTz lanes_due;		/* look for silent ones then */
+	int			speculative;	/* held without evidence, in a row */
+	TimestampTz speculated_at;
+	uint64		held_delivered; /* acknowledged to their cursors */
 
 	/* messages set aside, see relay_parked.h */
 	struct ParkedMessages *parked;
 	RelayTopic *parked_unresolved;	/* topic of one, to be resolved */
-	int64		park_id;		/* refused alone: park it when it is read, or
-								 * 0 */
-	char		park_error[KAFKA_ERROR_LENGTH];
-	int64		dated_now_id;	/* refused for its time: send it with now's */
 	bool		parked_some;	/* in the transaction under way */
-	uint64		parked_count;	/* delivered to the window, but not to Kafka */
-	bool		parked_refused; /* one of them was: the producer is dead */
+	uint64		passed_count;	/* delivered to the main window, but not to
+								 * Kafka: parked, or left to a held lane */
 
 	/* pause() */
 	bool		paused;
@@ -126,6 +138,7 @@ typedef struct Relay
 	bool		control_known;
 
 	/* progress on disk */
+	ProgressPlace place;
 	uint64		stored_delivered;	/* window_delivered() when stored last */
 	CursorBound *stored_done;
 	CursorBound *stored_batch;	/* or NULL */
@@ -135,9 +148,10 @@ typedef struct Relay
 	XLogRecPtr	flushing_lsn;	/* where that one ends */
 
 	/* reports */
-	uint64		reported_delivered;
+	uint64		reported_published;
 	uint64		repeated;
-	TimestampTz last_ack_at;
+	TimestampTz last_ack_at;	/* this round of serving reports began then */
+	TimestampTz acknowledged_at;	/* any lane, last */
 	TimestampTz topics_reported_at;
 	bool		caught_up;		/* the last reading found the end */
 
@@ -195,6 +209,16 @@ extern void relay_read_control(Relay *relay);
 extern ReadResult relay_read(Relay *relay);
 extern bool relay_has_room(const Relay *relay);
 
+/*
+ * The same for the cursor of a held lane, up to the main cursor's newest
+ * bound; READ_ALL: it stands there.
+ */
+extern ReadResult relay_read_held(Relay *relay, struct RelayHeld *held);
+
+/* Messages in flight by all cursors whose lanes answer, and what is parked. */
+extern int	relay_in_flight(const Relay *relay);
+extern bool relay_has_room_for_bytes(const Relay *relay);
+
 /* relay_producer.c */
 
 /* Make a producer if there is none and the settings allow one. */
@@ -211,6 +235,13 @@ extern void relay_producer_serve(Relay *relay);
 
 /* Drop it; what is not acknowledged will be read again. */
 extern void relay_producer_close(Relay *relay);
+
+/* What a producer is made from, at present; client_id is palloc'd. */
+extern void relay_producer_config(const Relay *relay, KafkaProducerConfig *config);
+
+/* Its log lines and events that are no report, for any producer. */
+extern void relay_producer_log(void *arg, int syslog_level, const char *text);
+extern void relay_producer_event(void *arg, const KafkaError *error);
 
 /* The settings changed: whether the producer has to be made anew. */
 extern bool relay_producer_is_outdated(const Relay *relay);

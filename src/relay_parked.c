@@ -45,6 +45,7 @@
 #include "guc.h"
 #include "message.h"
 #include "record.h"
+#include "relay_isolation.h"
 #include "relay_parked.h"
 #include "relay_standby.h"
 
@@ -308,11 +309,11 @@ fail_at_once(ParkedMessages *parked, ParkedFlight *flight, KafkaErrorClass class
 
 /* Hand one to the producer. False: not now, nor those after it. */
 static bool
-send_one(Relay *relay, TupleTableSlot *slot, TimestampTz now)
+send_one(Relay *relay, KafkaProducer *producer, TupleTableSlot *slot, TimestampTz now)
 {
 	ParkedMessages *parked = relay->parked;
 	ParkedFlight *flight = &parked->flight[parked->nflight];
-	RelayTopic *topic = record_topic(relay->topics, slot);
+	RelayTopic *topic = record_topic(isolation_topics(relay), slot);
 	KafkaRecord record;
 	WindowEntry entry;
 	KafkaError	error;
@@ -343,7 +344,7 @@ send_one(Relay *relay, TupleTableSlot *slot, TimestampTz now)
 	flight->bytes = entry.bytes;
 	record.tag = PARKED_TAG | (parked->round << 8) | (uint64) parked->nflight;
 
-	switch (kafka_produce(relay->producer, &record, &error))
+	switch (kafka_produce(producer, &record, &error))
 	{
 		case KAFKA_ERROR_NONE:
 			relay_topic_sent(topic, record.partition, now);
@@ -386,6 +387,7 @@ parked_send(Relay *relay, TimestampTz now)
 	char		nulls[] = {' ', ' ', ' ', '\0'};
 	TupleTableSlot *slot;
 	Relation	leaf;
+	KafkaProducer *producer;
 	bool		choose;
 
 	if (parked->nflight > 0 || parked->due == 0 || parked->due > now)
@@ -396,12 +398,15 @@ parked_send(Relay *relay, TimestampTz now)
 												  relay_standby_pause(relay, parked->chosen_end, now));
 		return;
 	}
+	producer = isolation_producer(relay, now);
+	if (producer == NULL)
+		return;
 
 	if (relay->parked_unresolved)
 	{
 		KafkaError	error;
 
-		if (!relay_topic_resolve(relay->parked_unresolved, relay->producer,
+		if (!relay_topic_resolve(relay->parked_unresolved, producer,
 								 PARKED_TOPIC_MS, now, &error))
 		{
 			relay_topic_failed(relay->parked_unresolved, error.message);
@@ -467,7 +472,7 @@ parked_send(Relay *relay, TimestampTz now)
 			continue;
 		}
 		fill_slot(slot, SPI_tuptable->vals[i], SPI_tuptable->tupdesc);
-		if (!send_one(relay, slot, now))
+		if (!send_one(relay, producer, slot, now))
 			break;
 	}
 	if (SPI_processed == 0)
@@ -567,9 +572,6 @@ parked_finish(Relay *relay, TimestampTz now)
 		parked->one_by_one--;
 	parked->nflight = 0;
 	parked->nreported = 0;
-
-	/* reading may wait for one of these in its partition */
-	relay->unproven = NULL;
 }
 
 void

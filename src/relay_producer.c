@@ -23,15 +23,18 @@
 #include "utils/timestamp.h"
 
 #include "guc.h"
+#include "relay_held.h"
 #include "relay_internal.h"
-#include "relay_parked.h"
 
 /* Between tries after a failure: doubled each time, up to the maximum. */
 #define RETRY_MIN_MS 500
 #define RETRY_MAX_MS 30000
 
-/* How long reports of a failed producer's other messages are waited for. */
-#define RESET_DRAIN_MS 2000
+/*
+ * How long reports of a failed producer's other messages are waited for. Those
+ * of the refused lane do not come.
+ */
+#define RESET_DRAIN_MS 300
 
 /* Chunks of 2,000 messages read without finding the end. */
 #define BULK_CHUNKS 10
@@ -44,19 +47,35 @@ static KafkaProducer *open_producer = NULL;
 
 /* ---- events; these handlers must not raise an error ---- */
 
+/* The first refusal says most; the others follow from it. */
+static void
+note_refusal(Relay *relay, RelayTopic *topic, int partition, int64 id,
+			 const KafkaDelivery *delivery)
+{
+	if (relay->refusal != KAFKA_ERROR_NONE && relay->refusal != KAFKA_ERROR_PURGED)
+		return;
+	relay->refusal = delivery->class;
+	relay->refusal_code = delivery->code;
+	relay->refused_id = id;
+	relay->refused_topic = topic;
+	relay->refused_partition = partition;
+	snprintf(relay->refusal_text, sizeof(relay->refusal_text),
+			 "message " INT64_FORMAT " to topic \"%s\" partition %d: %s",
+			 id, topic->name, partition, kafka_error_text(delivery->code));
+}
+
 static void
 delivered(void *arg, const KafkaDelivery *delivery)
 {
 	Relay	   *relay = (Relay *) arg;
 	WindowEntry *entry;
 	RelayTopic *topic;
+	RelayRefusal refused = {0};
 
-	if (delivery->tag & PARKED_TAG)
+	if (relay->held != NIL && relay_held_report(relay, delivery, &refused))
 	{
-		parked_delivered(relay->parked, delivery->tag, delivery);
-		if (delivery->class != KAFKA_ERROR_NONE &&
-			delivery->class != KAFKA_ERROR_PURGED)
-			relay->parked_refused = true;
+		if (refused.topic != NULL)
+			note_refusal(relay, refused.topic, refused.partition, refused.id, delivery);
 		return;
 	}
 
@@ -70,30 +89,18 @@ delivered(void *arg, const KafkaDelivery *delivery)
 		/* relay->last_ack_at is the time of this round of serving */
 		relay_topic_acknowledged(topic, entry->partition, entry->bytes,
 								 relay->last_ack_at);
+		relay->acknowledged_at = relay->last_ack_at;
 		if (topic == relay->unproven && entry->partition == relay->unproven_partition)
 			relay->unproven = NULL;
-		if (relay->cautious > 0)
-			relay->cautious--;
 		window_acknowledge(relay->window, delivery->tag);
 		return;
 	}
 
-	/* the first refusal says most; the others follow from it */
-	if (relay->refusal == KAFKA_ERROR_NONE || relay->refusal == KAFKA_ERROR_PURGED)
-	{
-		relay->refusal = delivery->class;
-		relay->refusal_code = delivery->code;
-		relay->refused_id = entry->id;
-		relay->refused_topic = topic;
-		snprintf(relay->refusal_text, sizeof(relay->refusal_text),
-				 "message " INT64_FORMAT " to topic \"%s\" partition %d: %s",
-				 entry->id, topic->name, entry->partition,
-				 kafka_error_text(delivery->code));
-	}
+	note_refusal(relay, topic, entry->partition, entry->id, delivery);
 }
 
-static void
-error_event(void *arg, const KafkaError *error)
+void
+relay_producer_event(void *arg, const KafkaError *error)
 {
 	Relay	   *relay = (Relay *) arg;
 
@@ -102,8 +109,8 @@ error_event(void *arg, const KafkaError *error)
 	relay->event_pending = true;
 }
 
-static void
-log_event(void *arg, int syslog_level, const char *text)
+void
+relay_producer_log(void *arg, int syslog_level, const char *text)
 {
 	Relay	   *relay = (Relay *) arg;
 
@@ -117,8 +124,8 @@ log_event(void *arg, int syslog_level, const char *text)
 
 static const KafkaEventHandlers handlers = {
 	.delivered = delivered,
-	.error = error_event,
-	.log = log_event,
+	.error = relay_producer_event,
+	.log = relay_producer_log,
 };
 
 /* Tell what the handlers noted, now that no frame of librdkafka is below. */
@@ -187,6 +194,18 @@ close_at_exit(int code, Datum arg)
 }
 
 void
+relay_producer_config(const Relay *relay, KafkaProducerConfig *config)
+{
+	config->bootstrap_servers = guc_bootstrap_servers;
+	config->client_id = psprintf("outbox_kafka/%s", relay->database);
+	config->properties = guc_producer_config;
+	config->config_file = guc_config_file;
+	config->bulk = false;
+	config->max_in_flight = guc_max_in_flight;
+	config->max_in_flight_kb = guc_max_in_flight_size;
+}
+
+void
 relay_producer_open(Relay *relay)
 {
 	static bool exit_callback_set = false;
@@ -204,13 +223,8 @@ relay_producer_open(Relay *relay)
 		return;
 	}
 
-	config.bootstrap_servers = guc_bootstrap_servers;
-	config.client_id = psprintf("outbox_kafka/%s", relay->database);
-	config.properties = guc_producer_config;
-	config.config_file = guc_config_file;
+	relay_producer_config(relay, &config);
 	config.bulk = relay->bulk = relay->bulk_wanted;
-	config.max_in_flight = guc_max_in_flight;
-	config.max_in_flight_kb = guc_max_in_flight_size;
 
 	if (!exit_callback_set)
 	{
@@ -224,6 +238,7 @@ relay_producer_open(Relay *relay)
 		return;
 	}
 
+	relay->producer_since = GetCurrentTimestamp();
 	if (relay->producer_settings)
 		pfree(relay->producer_settings);
 	relay->producer_settings = MemoryContextStrdup(relay->context, present_settings());
@@ -235,45 +250,35 @@ relay_producer_open(Relay *relay)
 }
 
 /*
- * All that a failed producer had to report has come: what was it?
- *
- * A broker refuses a whole batch for one of its records. If there was only one
- * in flight, it is the one: it is tried with another time if that was the
- * reason, else it is parked. If there were more, any of them can be it, and
- * all are sent one by one: the good ones get through, and trying the bad one
- * again repeats no other.
+ * All that a failed producer had to report has come: what was it? A broker
+ * refuses a whole batch for one of its records, so any message of the refused
+ * lane that was in flight may be the one: the lane is held, to be isolated when
+ * the producer is gone (it is returned), and the others go on.
  */
-static void
-judge(Relay *relay)
+static RelayHeld *
+judge(Relay *relay, TimestampTz now)
 {
+	KafkaErrorClass class = relay->refusal;
+	RelayTopic *topic = relay->refused_topic;
+	bool		whole = (class == KAFKA_ERROR_TOPIC);
+	int			partition = whole ? HELD_WHOLE_TOPIC : relay->refused_partition;
 	KafkaError	error;
 
-	if (relay->refusal == KAFKA_ERROR_RECORD)
-	{
-		int			suspects = window_in_flight(relay->window) +
-		window_acknowledged_out_of_order(relay->window);
-
-		if (relay->cautious == 0)
-			relay->cautious = Max(suspects, 1);
-		else if (kafka_error_is_timestamp(relay->refusal_code) &&
-				 relay->dated_now_id != relay->refused_id)
-			relay->dated_now_id = relay->refused_id;
-		else
-		{
-			relay->park_id = relay->refused_id;
-			strlcpy(relay->park_error, kafka_error_text(relay->refusal_code),
-					sizeof(relay->park_error));
-		}
-	}
-	else if (relay->refusal != KAFKA_ERROR_NONE &&
-			 relay->refusal != KAFKA_ERROR_PURGED)
-		relay_fail(relay, relay->refused_topic, relay->refusal_text);
-	else if (relay->parked_refused)
-		;						/* a parked message still is not welcome */
-	else if (kafka_producer_is_dead(relay->producer, &error))
+	if ((class == KAFKA_ERROR_NONE || class == KAFKA_ERROR_PURGED) &&
+		kafka_producer_is_dead(relay->producer, &error))
 		relay_fail(relay, NULL, error.message);
+	else if ((class != KAFKA_ERROR_RECORD && class != KAFKA_ERROR_TOPIC) ||
+			 !relay_hold(relay, topic, partition, whole ? HELD_REFUSED : HELD_ISOLATED,
+						 kafka_error_text(relay->refusal_code), now))
+		relay_fail(relay, topic, relay->refusal_text);
 	else
-		relay_fail(relay, relay->refused_topic, relay->refusal_text);
+	{
+		RelayHeld  *held = relay_held_find(topic, partition);
+
+		/* of a topic with many held partitions, all of it is held */
+		return held ? held : relay_held_find(topic, HELD_WHOLE_TOPIC);
+	}
+	return NULL;
 }
 
 bool
@@ -286,8 +291,9 @@ relay_producer_is_changing(const Relay *relay)
 static void
 choose_kind(Relay *relay)
 {
+	/* what a silent lane still has in flight is no reason to wait */
 	bool		idle = window_oldest(relay->window) == NULL &&
-	parked_in_flight(relay->parked) == 0;
+	relay_held_in_flight(relay) == 0;
 
 	if (relay->full_chunks >= BULK_CHUNKS)
 		relay->bulk_wanted = true;
@@ -318,11 +324,12 @@ relay_producer_serve(Relay *relay)
 	report_events(relay, now);
 
 	if (!relay->reset_needed &&
-		(relay->refusal != KAFKA_ERROR_NONE || relay->parked_refused ||
+		(relay->refusal != KAFKA_ERROR_NONE ||
 		 kafka_producer_is_dead(relay->producer, NULL)))
 	{
 		/* what it still has to report says more: wait a little for it */
 		relay->reset_needed = true;
+		kafka_producer_purge(relay->producer, false);
 		relay->reset_by = TimestampTzPlusMilliseconds(now, RESET_DRAIN_MS);
 	}
 	else if (window_has_delivered(relay->window, relay->failed_tag))
@@ -332,8 +339,14 @@ relay_producer_serve(Relay *relay)
 		(kafka_producer_outstanding(relay->producer) == 0 ||
 		 now >= relay->reset_by))
 	{
-		judge(relay);
+		bool		whole = (relay->refusal == KAFKA_ERROR_TOPIC);
+		RelayHeld  *held = judge(relay, now);
+
 		relay_producer_close(relay);
+		if (held != NULL)
+			relay_held_isolate(held, whole ? HELD_REFUSED : HELD_ISOLATED, now);
+		if (held != NULL && whole)
+			relay_held_failed(held, now);
 	}
 	else if (!relay->reset_needed)
 		choose_kind(relay);
@@ -351,7 +364,7 @@ relay_producer_close(Relay *relay)
 		window_acknowledged_out_of_order(relay->window);
 	relay->repeated += unfinished;
 	if (unfinished > 0)
-		ereport(relay->cautious > 0 ? DEBUG1 : LOG,
+		ereport(LOG,
 				(errmsg("outbox_kafka closes a producer with %d messages not acknowledged in order",
 						unfinished),
 				 errdetail("They are sent again.")));
@@ -361,8 +374,7 @@ relay_producer_close(Relay *relay)
 	kafka_producer_destroy(relay->producer);
 	relay->producer = NULL;
 	relay->reset_needed = false;
-	relay->parked_refused = false;
-	parked_forget_producer(relay->parked);
+	relay_held_forget_producer(relay, false);
 	relay->refusal = KAFKA_ERROR_NONE;
 	relay->unresolved = NULL;
 	relay->unresolved_since = 0;

@@ -5,7 +5,7 @@
  * Progress is the prefix of acknowledged messages. It is stored now and then
  * while messages flow and once when they stop, without waiting for the disk:
  * losing it only repeats messages. It is flushed when a crash would repeat
- * more than max_in_flight of them. So at most
+ * more than max_in_flight of them, by all cursors together. So at most
  *		max_in_flight (in flight) + max_in_flight (progress not flushed)
  * messages are sent again after a crash. Nothing is written while idle.
  */
@@ -18,7 +18,9 @@
 #include "utils/timestamp.h"
 
 #include "guc.h"
+#include "relay_held.h"
 #include "relay_internal.h"
+#include "relay_isolation.h"
 
 /* Between two writes while messages flow; the same for reports. */
 #define STORE_INTERVAL_MS 100
@@ -37,6 +39,13 @@ remember_bounds(Relay *relay, const Progress *progress)
 		cursor_bound_share(progress->batch) : NULL;
 }
 
+/* All that counts as repeated after a crash, unless it is on disk. */
+static uint64
+delivered_by_all(const Relay *relay)
+{
+	return window_delivered(relay->window) + relay->held_delivered;
+}
+
 /* What is on disk when the relay starts is what the window starts with. */
 void
 relay_progress_start(Relay *relay)
@@ -45,7 +54,7 @@ relay_progress_start(Relay *relay)
 
 	remember_bounds(relay, &progress);
 	relay->stored_delivered = window_delivered(relay->window);
-	relay->flushed_delivered = relay->stored_delivered;
+	relay->flushed_delivered = delivered_by_all(relay);
 }
 
 /* The last asynchronous write may have reached the disk by now. */
@@ -64,8 +73,16 @@ bool
 relay_progress_is_due(Relay *relay, TimestampTz now, TimestampTz *due)
 {
 	uint64		delivered = window_delivered(relay->window);
+	TimestampTz store_at;
 
 	*due = 0;
+	if (relay->held != NIL)
+		*due = relay_held_progress_due(relay,
+									   pg_atomic_read_u32(&relay->slot->waiters) > 0);
+	if (*due != 0 && *due <= now)
+		return true;
+	if (delivered_by_all(relay) - relay->flushed_delivered >= (uint64) guc_max_in_flight)
+		return true;
 	if (delivered == relay->stored_delivered)
 		return false;
 
@@ -74,10 +91,9 @@ relay_progress_is_due(Relay *relay, TimestampTz now, TimestampTz *due)
 		return true;
 	if (pg_atomic_read_u32(&relay->slot->waiters) > 0)
 		return true;
-	if (delivered - relay->flushed_delivered >= (uint64) guc_max_in_flight)
-		return true;
 
-	*due = TimestampTzPlusMilliseconds(relay->stored_at, STORE_INTERVAL_MS);
+	store_at = TimestampTzPlusMilliseconds(relay->stored_at, STORE_INTERVAL_MS);
+	*due = *due == 0 ? store_at : Min(*due, store_at);
 	return *due <= now;
 }
 
@@ -87,24 +103,25 @@ relay_progress_write(Relay *relay, const OutboxCatalog *catalog, bool flush)
 	Progress	progress = window_progress(relay->window);
 	ProgressResult result;
 
-	result = progress_write(catalog, MAIN_CURSOR, &progress,
+	result = progress_write(catalog, MAIN_CURSOR, &relay->place, &progress,
 							progress.done != relay->stored_done ||
 							progress.batch != relay->stored_batch);
 	if (result == PROGRESS_MISSING)
 		progress_raise_missing();
 	if (flush)
 		ForceSyncCommit();
-	return result == PROGRESS_OK;
+	return result == PROGRESS_OK &&
+		relay_held_progress_write(relay, relay_catalog(relay), GetCurrentTimestamp());
 }
 
 void
 relay_progress_written(Relay *relay, TimestampTz now, bool flushed)
 {
 	Progress	progress = window_progress(relay->window);
-	uint64		delivered = window_delivered(relay->window);
+	uint64		delivered = delivered_by_all(relay);
 
 	relay->stored_at = now;
-	relay->stored_delivered = delivered;
+	relay->stored_delivered = window_delivered(relay->window);
 	if (flushed)
 	{
 		relay->flushed_delivered = delivered;
@@ -127,7 +144,7 @@ relay_progress_store(Relay *relay, TimestampTz now)
 	bool		flush;
 
 	note_flushed(relay);
-	flush = window_delivered(relay->window) - relay->flushed_delivered >=
+	flush = delivered_by_all(relay) - relay->flushed_delivered >=
 		(uint64) guc_max_in_flight;
 
 	relay_begin(relay);
@@ -147,33 +164,38 @@ void
 relay_report(Relay *relay, RelayState state, TimestampTz now)
 {
 	RelaySlot  *slot = relay->slot;
-	uint64		delivered = window_delivered(relay->window);
+	uint64		published = delivered_by_all(relay) - relay->passed_count;
 	const WindowEntry *oldest = window_oldest(relay->window);
 
 	pg_atomic_write_u32(&slot->state, (uint32) state);
 	pg_atomic_write_u64(&slot->in_flight, (uint64) window_in_flight(relay->window));
 	pg_atomic_write_u64(&slot->in_flight_bytes, window_in_flight_bytes(relay->window));
-	pg_atomic_write_u64(&slot->oldest_pending, oldest ? (uint64) oldest->created_at : 0);
+	pg_atomic_write_u64(&slot->oldest_pending,
+						oldest ? (uint64) oldest->created_at : (uint64) relay_held_since(relay));
 	if (relay->repeated > 0)
 	{
 		pg_atomic_fetch_add_u64(&slot->repeated, (int64) relay->repeated);
 		relay->repeated = 0;
 	}
-	if (delivered > relay->reported_delivered)
-	{
-		pg_atomic_fetch_add_u64(&slot->published,
-								(int64) (delivered - relay->reported_delivered -
-										 relay->parked_count));
-		relay->parked_count = 0;
+	pg_atomic_write_u64(&slot->held_waiting,
+						relay->held != NIL ? relay_held_waiting(relay) : 0);
+	if (window_highest_delivered(relay->window) > 0)
 		pg_atomic_write_u64(&slot->last_id,
 							(uint64) window_highest_delivered(relay->window));
+
+	/* what was passed over counts as delivered only when its turn comes */
+	if ((int64) (published - relay->reported_published) > 0)
+	{
+		pg_atomic_fetch_add_u64(&slot->published,
+								(int64) (published - relay->reported_published));
 		pg_atomic_write_u64(&slot->last_ack_at, (uint64) relay->last_ack_at);
-		relay->reported_delivered = delivered;
+		relay->reported_published = published;
 	}
 	if (TimestampDifferenceExceeds(relay->topics_reported_at, now, TOPICS_INTERVAL_MS) ||
 		oldest == NULL)
 	{
 		relay->topics_reported_at = now;
 		relay_topics_report(relay->topics);
+		relay_topics_report(isolation_topics(relay));
 	}
 }

@@ -9,6 +9,10 @@
  * Rows go from the shared buffer straight into librdkafka, which copies them:
  * queuing never waits, so nothing is gained by a copy in between. What could
  * wait (asking the broker about a topic) is done between transactions.
+ *
+ * The main cursor and those of held lanes are read by the same code; they
+ * differ in the window that they fill, in what they pass over, and in where
+ * their batches come from.
  */
 #include "postgres.h"
 
@@ -20,7 +24,9 @@
 #include "durability.h"
 #include "guc.h"
 #include "record.h"
+#include "relay_held.h"
 #include "relay_internal.h"
+#include "relay_isolation.h"
 #include "relay_parked.h"
 #include "relay_standby.h"
 
@@ -33,17 +39,51 @@
 #define TOPIC_RETRY_AWAY_MS 1000
 #define TOPIC_PROPAGATION_MS 5000
 
+/* A topic that the broker does not know or allow holds up others so long. */
+#define TOPIC_PATIENCE_MS 300
+
 /* An answer about partitions that is so old may be outdated. */
 #define PARTITION_ANSWER_MS 1000
 
+int
+relay_in_flight(const Relay *relay)
+{
+	return window_in_flight(relay->window) + relay_held_in_flight(relay) +
+		parked_in_flight(relay->parked);
+}
+
+static uint64
+bytes_in_flight(const Relay *relay)
+{
+	return window_in_flight_bytes(relay->window) + relay_held_bytes(relay);
+}
+
+static inline Window *
+window_of(const Relay *relay, const RelayHeld *held)
+{
+	return held ? held->window : relay->window;
+}
+
 /* Whether not one more message may be sent now. */
 static bool
-window_is_closed(const Relay *relay)
+window_is_closed(const Relay *relay, const RelayHeld *held)
 {
-	if (window_oldest(relay->window) == NULL)
+	Window	   *window = window_of(relay, held);
+
+	if (held && window_in_flight(window) > 0 &&
+		(!held->proven || (held->isolated && window_in_flight(window) >= held->limit)))
+		return true;
+	if (window_oldest(window) == NULL)
 		return false;
-	return relay->cautious > 0 || window_is_full(relay->window) ||
-		window_in_flight_bytes(relay->window) >= (uint64) guc_max_in_flight_size * 1024;
+	return window_is_full(window) ||
+		bytes_in_flight(relay) >= (uint64) guc_max_in_flight_size * 1024;
+}
+
+/* A chunk is worth its transaction when a quarter is free. */
+bool
+relay_has_room_for_bytes(const Relay *relay)
+{
+	return bytes_in_flight(relay) <= (uint64) guc_max_in_flight_size * 1024 / 4 * 3;
 }
 
 /*
@@ -53,13 +93,10 @@ window_is_closed(const Relay *relay)
 bool
 relay_has_room(const Relay *relay)
 {
-	if (relay->cautious > 0)
-		return window_oldest(relay->window) == NULL;
 	return window_in_flight(relay->window) +
 		window_acknowledged_out_of_order(relay->window) <=
 		guc_max_in_flight - Max(guc_max_in_flight / 4, 1) &&
-		window_in_flight_bytes(relay->window) <=
-		(uint64) guc_max_in_flight_size * 1024 / 4 * 3;
+		relay_has_room_for_bytes(relay);
 }
 
 /* Make the topic known that stopped the last chunk. False: not yet. */
@@ -83,6 +120,15 @@ resolve(Relay *relay)
 	relay->retry_at = TimestampTzPlusMilliseconds(now,
 												  kafka_producer_is_connected(relay->producer) ?
 												  TOPIC_RETRY_MS : TOPIC_RETRY_AWAY_MS);
+	if (error.class == KAFKA_ERROR_TOPIC &&
+		TimestampDifferenceExceeds(relay->unresolved_since, now, TOPIC_PATIENCE_MS) &&
+		relay_hold(relay, topic, HELD_WHOLE_TOPIC, HELD_REFUSED, error.message, now))
+	{
+		relay->unresolved = NULL;
+		relay->unresolved_since = 0;
+		relay->retry_at = 0;
+		return true;
+	}
 	if (error.class != KAFKA_ERROR_RETRY &&
 		(relay->failures > 0 ||
 		 TimestampDifferenceExceeds(relay->unresolved_since, now, TOPIC_PROPAGATION_MS)))
@@ -100,20 +146,25 @@ resolve(Relay *relay)
  * transaction, so that waiting costs next to nothing.
  */
 static bool
-has_standby(Relay *relay)
+has_standby(Relay *relay, RelayHeld *held)
 {
+	XLogRecPtr *awaited = held ? &held->standby_awaited : &relay->standby_awaited;
 	TimestampTz now;
+	TimestampTz again;
 
-	if (XLogRecPtrIsInvalid(relay->standby_awaited))
+	if (XLogRecPtrIsInvalid(*awaited))
 		return true;
-	if (relay_standby_has(relay, relay->standby_awaited))
+	if (relay_standby_has(relay, *awaited))
 	{
-		relay->standby_awaited = InvalidXLogRecPtr;
+		*awaited = InvalidXLogRecPtr;
 		return true;
 	}
 	now = GetCurrentTimestamp();
-	relay->retry_at = TimestampTzPlusMilliseconds(now,
-												  relay_standby_pause(relay, relay->standby_awaited, now));
+	again = TimestampTzPlusMilliseconds(now, relay_standby_pause(relay, *awaited, now));
+	if (held)
+		held->next_try_at = again;
+	else
+		relay->retry_at = again;
 	return false;
 }
 
@@ -125,28 +176,40 @@ describe(const CursorRow *row, const RelayTopic *topic, const char *reason)
 					row->id, record_event_id(row->slot), topic->name, reason);
 }
 
+/* A row that the cursor has done with, though it was not sent now. */
+static void
+pass(Relay *relay, RelayHeld *held, const CursorRow *row, RelayTopic *topic)
+{
+	Window	   *window = window_of(relay, held);
+	WindowEntry entry = {0};
+	uint64		tag = window_next_tag(window);
+
+	entry.id = row->id;
+	entry.topic = topic;
+	entry.partition = -1;
+	window_sent(window, &entry);
+	window_acknowledge(window, tag);
+	if (held == NULL)
+		relay->passed_count++;
+}
+
 /*
  * Put a row aside: refused by the broker (why), or behind another one of its
  * key (NULL). For the window it is delivered; that is stored in the same
  * transaction.
  */
 static void
-park_row(Relay *relay, const CursorRow *row, RelayTopic *topic, const char *why)
+park_row(Relay *relay, RelayHeld *held, const CursorRow *row, RelayTopic *topic,
+		 const char *why)
 {
-	WindowEntry entry = {0};
-	uint64		tag = window_next_tag(relay->window);
-
 	parked_add(relay->parked, row, topic->name, why ? "refused" : "behind", why);
 	relay->parked_some = true;
+	pass(relay, held, row, topic);
 
-	entry.id = row->id;
-	entry.topic = topic;
-	window_sent(relay->window, &entry);
-	window_acknowledge(relay->window, tag);
-
-	if (relay->cautious > 0)
-		relay->cautious--;
-	relay->parked_count++;
+	if (held && held->lane.waiting > 0)
+		held->lane.waiting--;
+	if (held && held->suspects > 0)
+		held->suspects--;
 	if (why != NULL)
 	{
 		relay_topic_failed(topic, why);
@@ -158,39 +221,88 @@ park_row(Relay *relay, const CursorRow *row, RelayTopic *topic, const char *why)
 }
 
 /*
+ * Whether a row is for another cursor, or was delivered to this one before;
+ * then it is done with.
+ */
+static bool
+is_passed_over(Relay *relay, RelayHeld *held, const CursorRow *row, RelayTopic *topic)
+{
+	RelayHeld  *owner = topic->nheld > 0 ? relay_held_of(topic, row->slot) : NULL;
+
+	if (held == NULL)
+	{
+		if (owner == NULL)
+			return false;
+		pass(relay, NULL, row, topic);
+		owner->lane.waiting++;
+		owner->changed = true;
+		return true;
+	}
+	if (owner != held)
+	{
+		window_passed(held->window, row->id);
+		return true;
+	}
+	if (held->nleftovers > 0 && relay_held_was_delivered(held, row->id))
+	{
+		pass(relay, held, row, topic);
+		return true;
+	}
+	return false;
+}
+
+/* The topic has to be asked for before more can be read. */
+static bool
+must_resolve(Relay *relay, RelayHeld *held, RelayTopic *topic)
+{
+	if (held)
+		held->state = RELAY_HELD_WAITING;
+	else
+		relay->unresolved = topic;
+	return false;
+}
+
+/*
  * Send one row. False: it was not sent, reading has to stop before it. What it
  * allocates lives until the next row: the index scan, which allocates when it
  * pleases, must not be called with that context.
  */
 static bool
-send_row_in_context(Relay *relay, const CursorRow *row, TimestampTz now)
+send_row_in_context(Relay *relay, RelayHeld *held, const CursorRow *row, TimestampTz now)
 {
 	RelayTopic *topic = record_topic(relay->topics, row->slot);
+	KafkaProducer *producer = relay->producer;
 	KafkaRecord record;
 	WindowEntry entry;
 	KafkaError	error;
 
-	if (relay_topic_is_stale(topic, now))
+	if (is_passed_over(relay, held, row, topic))
+		return true;
+	if (held)
 	{
-		relay->unresolved = topic;
-		return false;
+		topic = held->sends_as;
+		if (held->isolated)
+			producer = isolation_producer(relay, now);
 	}
-	if (row->id == relay->park_id)
+	if (producer == NULL || relay_topic_is_stale(topic, now))
+		return must_resolve(relay, held, topic);
+	if (held && row->id == held->park_id)
 	{
-		park_row(relay, row, topic, relay->park_error);
-		relay->park_id = 0;
+		park_row(relay, held, row, topic, held->park_error);
+		held->park_id = 0;
 		return true;
 	}
-	if (!record_build(row->slot, topic, now, row->id == relay->dated_now_id,
+	if (!record_build(row->slot, topic, now, held && row->id == held->dated_now_id,
 					  &record, &entry))
 	{
 		/* perhaps the topic has more partitions by now: ask once */
-		if (TimestampDifferenceExceeds(topic->partitions_at, now, PARTITION_ANSWER_MS))
+		if (topic->pinned_partitions == 0 &&
+			TimestampDifferenceExceeds(topic->partitions_at, now, PARTITION_ANSWER_MS))
 		{
-			relay->unresolved = topic;
-			return false;
+			topic->partitions_at = 0;
+			return must_resolve(relay, held, topic);
 		}
-		park_row(relay, row, topic,
+		park_row(relay, held, row, topic,
 				 psprintf("partition %d does not exist, the topic has %d",
 						  record.partition, topic->partitions));
 		return true;
@@ -198,64 +310,79 @@ send_row_in_context(Relay *relay, const CursorRow *row, TimestampTz now)
 	if (parked_blocks(relay->parked, topic->name, record.key, record.key_length))
 	{
 		kafka_headers_free(record.headers);
-		park_row(relay, row, topic, NULL);
+		park_row(relay, held, row, topic, NULL);
 		return true;
 	}
 
 	if (!relay_topic_may_send(topic, record.partition, now))
 	{
 		kafka_headers_free(record.headers);
-		relay->unproven = topic;
-		relay->unproven_partition = record.partition;
+		if (held == NULL)
+		{
+			relay->unproven = topic;
+			relay->unproven_partition = record.partition;
+		}
 		return false;
 	}
 
-	if (!durability_ensure(row->xid, relay->batch_end))
+	if (!durability_ensure(row->xid, held ? held->batch_end : relay->batch_end))
 	{
 		kafka_headers_free(record.headers);
-		relay->standby_awaited = relay->batch_end;
+		if (held)
+			held->standby_awaited = held->batch_end;
+		else
+			relay->standby_awaited = relay->batch_end;
 		return false;
 	}
 
 	entry.id = row->id;
 	entry.topic = topic;
-	record.tag = window_next_tag(relay->window);
-	switch (kafka_produce(relay->producer, &record, &error))
+	record.tag = held ? relay_held_tag(held) : window_next_tag(relay->window);
+	switch (kafka_produce(producer, &record, &error))
 	{
 		case KAFKA_ERROR_NONE:
 			break;
 		case KAFKA_ERROR_QUEUE_FULL:
 			kafka_headers_free(record.headers);
-			relay->retry_at = TimestampTzPlusMilliseconds(now, 5);
+			if (held == NULL)
+				relay->retry_at = TimestampTzPlusMilliseconds(now, 5);
 			return false;
 		case KAFKA_ERROR_RECORD:
 			kafka_headers_free(record.headers);
-			park_row(relay, row, topic, error.message);
+			park_row(relay, held, row, topic, error.message);
 			return true;
+		case KAFKA_ERROR_TOPIC:
+			kafka_headers_free(record.headers);
+			topic->partitions_at = 0;
+			return must_resolve(relay, held, topic);
 		case KAFKA_ERROR_CLIENT:
 			/* its reports, served next, say why */
 			kafka_headers_free(record.headers);
-			relay->retry_at = TimestampTzPlusMilliseconds(now, 1);
+			if (held == NULL)
+				relay->retry_at = TimestampTzPlusMilliseconds(now, 1);
 			return false;
 		default:
 			kafka_headers_free(record.headers);
-			relay_fail(relay, topic, describe(row, topic, error.message));
+			if (held)
+				relay_held_failed(held, now);
+			else
+				relay_fail(relay, topic, describe(row, topic, error.message));
 			return false;
 	}
-	window_sent(relay->window, &entry);
+	window_sent(window_of(relay, held), &entry);
 	relay_topic_sent(topic, record.partition, now);
 	return true;
 }
 
 static bool
-send_row(Relay *relay, const CursorRow *row, TimestampTz now)
+send_row(Relay *relay, RelayHeld *held, const CursorRow *row, TimestampTz now)
 {
 	MemoryContext old;
 	bool		sent;
 
 	MemoryContextReset(relay->row_context);
 	old = MemoryContextSwitchTo(relay->row_context);
-	sent = send_row_in_context(relay, row, now);
+	sent = send_row_in_context(relay, held, row, now);
 	MemoryContextSwitchTo(old);
 	return sent;
 }
@@ -284,85 +411,96 @@ open_batch(Relay *relay, const OutboxCatalog *catalog)
 	return bound;
 }
 
-/*
- * Send up to a chunk of messages. The producer exists. READ_BLOCKED: the
- * window is full, a table is locked, a topic unknown, the commits are not on
- * the standby, or sending has failed; relay->retry_at says when to try again
- * if nothing else happens first.
- */
-ReadResult
-relay_read(Relay *relay)
+/* For a held lane: what the main cursor has opened a batch with. */
+static CursorBound *
+open_held_batch(Relay *relay, RelayHeld *held)
 {
+	CursorBound *bound = cursor_bound_share(window_newest_bound(relay->window));
+
+	held->batch_end = relay->batch_end;
+	window_begin_batch(held->window, bound);
+	return bound;
+}
+
+/* Send up to a chunk. Needs a transaction and its snapshot, the newest. */
+static ReadResult
+send_chunk(Relay *relay, RelayHeld *held, const CursorTables *tables,
+		   const CursorBound *batch, int64 position, int *rows)
+{
+	Window	   *window = window_of(relay, held);
 	TimestampTz now;
-	const OutboxCatalog *catalog;
-	CursorTables tables;
 	CursorScan *scan;
 	CursorRow	row;
-	int64		position;
-	CursorBound *batch;
-	int			rows = 0;
-	bool		stored = false;
-	bool		newest = false; /* the batch was begun by this very call */
 	ReadResult	result = READ_MORE;
-
-	if (relay->unresolved && !resolve(relay))
-		return READ_BLOCKED;
-	if (!has_standby(relay))
-		return READ_BLOCKED;
-
-	relay_begin(relay);
-	catalog = relay_catalog(relay);
-
-	batch = window_open_batch(relay->window, &position);
-	if (batch == NULL && catalog != NULL)
-	{
-		batch = open_batch(relay, catalog);
-		position = 0;
-		newest = true;
-	}
-	if (catalog == NULL || batch == NULL ||
-		!cursor_tables_open(&tables, catalog, CURSOR_NO_WAIT, -1))
-	{
-		relay_commit(relay);
-		relay->retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 20);
-		return READ_BLOCKED;
-	}
-
-	/* what the bound shows must be visible: a snapshot taken after it */
-	PopActiveSnapshot();
-	PushActiveSnapshot(GetLatestSnapshot());
 
 	/* after the snapshot: no message that it shows was created later */
 	now = GetCurrentTimestamp();
-	scan = cursor_scan_begin(&tables, window_read_bound(relay->window), batch,
+	scan = cursor_scan_begin(tables, window_read_bound(window), batch,
 							 position, GetActiveSnapshot());
-	for (;;)
+	while (*rows < CHUNK_ROWS)
 	{
-		if (rows >= CHUNK_ROWS)
-			break;
-		if (window_is_closed(relay))
+		if (window_is_closed(relay, held))
 		{
 			result = READ_BLOCKED;
 			break;
 		}
 		if (!cursor_scan_next(scan, &row))
 		{
-			window_end_batch(relay->window);
-
-			/* a batch begun earlier says nothing of what came since */
-			result = newest ? READ_ALL : READ_MORE;
+			window_end_batch(window);
+			result = READ_ALL;
 			break;
 		}
-		if (!send_row(relay, &row, now))
+		if (!send_row(relay, held, &row, now))
 		{
 			result = READ_BLOCKED;
 			break;
 		}
-		rows++;
-		if (rows % 256 == 0)
+		(*rows)++;
+		if (*rows % 256 == 0)
 			CHECK_FOR_INTERRUPTS();
 	}
 	cursor_scan_end(scan);
+	return result;
+}
+
+/*
+ * Read a chunk of one cursor, in a transaction of its own. newest: the batch
+ * was begun by this very call.
+ */
+static ReadResult
+read_chunk(Relay *relay, RelayHeld *held, int *rows, bool *newest)
+{
+	Window	   *window = window_of(relay, held);
+	const OutboxCatalog *catalog;
+	CursorTables tables;
+	CursorBound *batch;
+	int64		position;
+	bool		stored = false;
+	ReadResult	result;
+
+	relay_begin(relay);
+	catalog = relay_catalog(relay);
+
+	batch = window_open_batch(window, &position);
+	if (batch == NULL && catalog != NULL)
+	{
+		batch = held ? open_held_batch(relay, held) : open_batch(relay, catalog);
+		position = 0;
+		*newest = true;
+	}
+	if (catalog == NULL || batch == NULL ||
+		!cursor_tables_open(&tables, catalog, CURSOR_NO_WAIT, -1))
+	{
+		relay_commit(relay);
+		if (held == NULL)
+			relay->retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 20);
+		return READ_BLOCKED;
+	}
+
+	/* what the bound shows must be visible: a snapshot taken after it */
+	PopActiveSnapshot();
+	PushActiveSnapshot(GetLatestSnapshot());
+	result = send_chunk(relay, held, &tables, batch, position, rows);
 	cursor_tables_close(&tables);
 
 	/*
@@ -374,8 +512,55 @@ relay_read(Relay *relay)
 	relay_commit(relay);
 	MemoryContextReset(relay->row_context);
 	if (stored)
-		relay_progress_written(relay, now, true);
+		relay_progress_written(relay, GetCurrentTimestamp(), true);
 	relay->parked_some = false;
+	return result;
+}
+
+ReadResult
+relay_read_held(Relay *relay, RelayHeld *held)
+{
+	int			rows = 0;
+	bool		newest = false;
+	ReadResult	result;
+
+	if (!has_standby(relay, held))
+		return READ_BLOCKED;
+
+	result = read_chunk(relay, held, &rows, &newest);
+
+	/* a batch begun earlier may not be the newest any more */
+	if (result == READ_ALL && !newest)
+		result = READ_MORE;
+
+	/* the standby may have the batch by now: else, when to ask again */
+	(void) has_standby(relay, held);
+	return result;
+}
+
+/*
+ * Send up to a chunk of messages. The producer exists. READ_BLOCKED: the
+ * window is full, a table is locked, a topic unknown, the commits are not on
+ * the standby, or sending has failed; relay->retry_at says when to try again
+ * if nothing else happens first.
+ */
+ReadResult
+relay_read(Relay *relay)
+{
+	int			rows = 0;
+	bool		newest = false;
+	ReadResult	result;
+
+	if (relay->unresolved && !resolve(relay))
+		return READ_BLOCKED;
+	if (!has_standby(relay, NULL))
+		return READ_BLOCKED;
+
+	result = read_chunk(relay, NULL, &rows, &newest);
+
+	/* a batch begun earlier says nothing of what came since */
+	if (result == READ_ALL && !newest)
+		result = READ_MORE;
 
 	if (result == READ_ALL)
 		relay->full_chunks = 0;
@@ -387,6 +572,6 @@ relay_read(Relay *relay)
 		result = READ_MORE;
 
 	/* the standby may have the batch by now: else, when to ask again */
-	(void) has_standby(relay);
+	(void) has_standby(relay, NULL);
 	return result;
 }

@@ -17,6 +17,7 @@
 
 #include "compat.h"
 #include "relay_internal.h"
+#include "relay_isolation.h"
 
 void
 relay_begin(Relay *relay)
@@ -69,13 +70,16 @@ relay_set_wait_events(Relay *relay)
 	relay->wait_all = NULL;
 	if (relay->producer != NULL)
 	{
-		relay->wait_all = compat_create_wait_event_set(3);
+		relay->wait_all = compat_create_wait_event_set(4);
 		AddWaitEventToSet(relay->wait_all, WL_LATCH_SET, PGINVALID_SOCKET,
 						  MyLatch, NULL);
 		AddWaitEventToSet(relay->wait_all, WL_EXIT_ON_PM_DEATH,
 						  PGINVALID_SOCKET, NULL, NULL);
 		AddWaitEventToSet(relay->wait_all, WL_SOCKET_READABLE,
 						  kafka_producer_fd(relay->producer), NULL, NULL);
+		if (isolation_fd(relay) >= 0)
+			AddWaitEventToSet(relay->wait_all, WL_SOCKET_READABLE,
+							  isolation_fd(relay), NULL, NULL);
 	}
 }
 

@@ -17,9 +17,53 @@
 #include "durability.h"
 #include "guc.h"
 #include "identity.h"
+#include "relay_held.h"
 #include "relay_internal.h"
 #include "relay_parked.h"
 #include "worker.h"
+
+static void
+locked_copy_error(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+			 errmsg("could not take over a copied outbox, a table is locked")));
+}
+
+/*
+ * Park what one cursor has not delivered up to now: that of a held lane, or
+ * (lane NULL) the main one. Returns how many there were.
+ */
+static uint64
+park_pending(Relay *relay, const CursorTables *tables, const Progress *progress,
+			 const CursorBound *now, List *lanes, const HeldLane *lane)
+{
+	const CursorBound *lower = progress->done;
+	int64		position = progress->position;
+	uint64		count = 0;
+
+	/* first the rest of the batch that was under way, then all after it */
+	for (int step = progress->batch ? 0 : 1; step < 2; step++)
+	{
+		const CursorBound *upper = step == 0 ? progress->batch : now;
+		CursorScan *scan;
+		CursorRow	row;
+
+		scan = cursor_scan_begin(tables, lower, upper, position, GetActiveSnapshot());
+		while (cursor_scan_next(scan, &row))
+		{
+			CHECK_FOR_INTERRUPTS();
+			if (held_find(lanes, row.slot) != lane)
+				continue;
+			parked_add_restored(relay->parked, &row);
+			count++;
+		}
+		cursor_scan_end(scan);
+		lower = upper;
+		position = 0;
+	}
+	return count;
+}
 
 /*
  * The progress was written in another database: this is a copy, a logical one
@@ -33,47 +77,43 @@ adopt_copy(Relay *relay, const Progress *foreign)
 {
 	const OutboxCatalog *catalog;
 	Progress	progress = {0};
+	ProgressPlace place = {0};
 	CursorTables tables;
-	CursorScan *scan;
-	CursorRow	row;
-	const CursorBound *lower = foreign->done;
-	int64		position = foreign->position;
 	CursorBound *now;
-	uint64		count = 0;
+	List	   *lanes = NIL;
+	ListCell   *lc;
+	uint64		count;
 
 	relay_begin(relay);
 	catalog = relay_catalog(relay);
 	now = catalog ? cursor_bound_take(catalog, CURSOR_NO_WAIT, relay->context) : NULL;
 	if (now == NULL || !cursor_tables_open(&tables, catalog, CURSOR_NO_WAIT, -1))
-		ereport(ERROR,
-				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
-				 errmsg("could not take over a copied outbox, a table is locked")));
+		locked_copy_error();
 	PopActiveSnapshot();
 	PushActiveSnapshot(GetLatestSnapshot());
 
-	/* first the rest of the batch that was under way, then all after it */
-	for (int step = foreign->batch ? 0 : 1; step < 2; step++)
+	if (!held_read(relay_catalog(relay), CURSOR_NO_WAIT, &lanes, CurrentMemoryContext))
+		locked_copy_error();
+	count = park_pending(relay, &tables, foreign, now, lanes, NULL);
+	foreach(lc, lanes)
 	{
-		const CursorBound *upper = step == 0 ? foreign->batch : now;
+		HeldLane   *lane = (HeldLane *) lfirst(lc);
+		Progress	held = {0};
 
-		scan = cursor_scan_begin(&tables, lower, upper, position, GetActiveSnapshot());
-		while (cursor_scan_next(scan, &row))
-		{
-			parked_add_restored(relay->parked, &row);
-			count++;
-			CHECK_FOR_INTERRUPTS();
-		}
-		cursor_scan_end(scan);
-		lower = upper;
-		position = 0;
+		/* written in the other database, too */
+		if (progress_read(relay_catalog(relay), lane->cursor_id, CURSOR_NO_WAIT,
+						  &held, relay->context) != PROGRESS_FOREIGN)
+			locked_copy_error();
+		count += park_pending(relay, &tables, &held, now, lanes, lane);
+		if (!held_delete(relay_catalog(relay), lane))
+			locked_copy_error();
 	}
 	cursor_tables_close(&tables);
 
 	progress.done = now;
-	if (progress_write(catalog, MAIN_CURSOR, &progress, true) != PROGRESS_OK)
-		ereport(ERROR,
-				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
-				 errmsg("could not take over a copied outbox, a table is locked")));
+	if (progress_write(relay_catalog(relay), MAIN_CURSOR, &place, &progress,
+					   true) != PROGRESS_OK)
+		locked_copy_error();
 	ForceSyncCommit();
 	relay_commit(relay);
 
@@ -130,12 +170,44 @@ relay_start(Relay *relay)
 	/* taken after all that a batch under way can contain became visible */
 	relay->batch_end = durability_position();
 	relay_progress_start(relay);
+
+	relay_begin(relay);
+	catalog = relay_catalog(relay);
+	if (catalog != NULL)
+		relay_held_load(relay, catalog);
+	relay_commit(relay);
+}
+
+/* Names of topics that are paused, in loop_context; all: * is one of them. */
+static List *
+read_paused_topics(Relay *relay, bool *all)
+{
+	List	   *topics = NIL;
+
+	*all = false;
+	SPI_connect();
+	if (SPI_execute("SELECT topic FROM outbox.relay_control", true, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not read outbox.relay_control");
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		MemoryContext old = MemoryContextSwitchTo(relay->loop_context);
+		char	   *topic = SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1);
+
+		if (strcmp(topic, "*") == 0)
+			*all = true;
+		else
+			topics = lappend(topics, topic);
+		MemoryContextSwitchTo(old);
+	}
+	SPI_finish();
+	return topics;
 }
 
 void
 relay_read_control(Relay *relay)
 {
 	const OutboxCatalog *catalog;
+	List	   *topics;
 	uint32		generation = pg_atomic_read_u32(&relay->slot->control_generation);
 
 	if (relay->control_known && generation == relay->control_seen)
@@ -153,16 +225,13 @@ relay_read_control(Relay *relay)
 		relay->retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 100);
 		return;
 	}
-	SPI_connect();
-	if (SPI_execute("SELECT 1 FROM outbox.relay_control"
-					" WHERE topic OPERATOR(pg_catalog.=) '*'", true, 1) != SPI_OK_SELECT)
-		elog(ERROR, "could not read outbox.relay_control");
-	relay->paused = SPI_processed > 0;
-	SPI_finish();
+	topics = read_paused_topics(relay, &relay->paused);
 	parked_load(relay->parked);
 	relay_commit(relay);
 
 	relay->control_seen = generation;
 	relay->control_known = true;
+	relay_held_pause(relay, topics, GetCurrentTimestamp());
+	relay_held_try_now(relay);
 	relay->look_at = 0;
 }

@@ -15,8 +15,9 @@
  * Therefore the first message of a producer to a partition travels alone; the
  * same after a long silence, when the broker may have forgotten the producer.
  *
- * Messages without a key go to one partition for a while, then to the next:
- * full batches rather than many small ones, as the Java clients do.
+ * While a partition of a topic is held (relay_held.c), the number of its
+ * partitions stays what it was: a key that moved to another one could be sent
+ * by two cursors, or by none.
  */
 #include "postgres.h"
 
@@ -28,7 +29,6 @@
 #include "topic_stats.h"
 
 #define PARTITIONS_LIFETIME_MS (5 * 60 * 1000)
-#define STICKY_MESSAGES 500
 
 /* Brokers remember producers for a day by default; it can be set lower. */
 #define FORGOTTEN_MS (10 * 60 * 1000)
@@ -37,11 +37,12 @@ struct RelayTopics
 {
 	MemoryContext context;
 	HTAB	   *table;
+	bool		is_main;
 	RelayTopic *last;			/* the one found last */
 };
 
 RelayTopics *
-relay_topics_create(MemoryContext context)
+relay_topics_create(bool is_main, MemoryContext context)
 {
 	RelayTopics *topics = MemoryContextAllocZero(context, sizeof(RelayTopics));
 	HASHCTL		ctl = {0};
@@ -49,6 +50,7 @@ relay_topics_create(MemoryContext context)
 	ctl.keysize = sizeof(((RelayTopic *) NULL)->name);
 	ctl.entrysize = sizeof(RelayTopic);
 	ctl.hcxt = context;
+	topics->is_main = is_main;
 	topics->context = context;
 	topics->table = hash_create("outbox_kafka topics", 64, &ctl,
 								HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
@@ -125,6 +127,8 @@ relay_topic_resolve(RelayTopic *topic, KafkaProducer *producer, int timeout_ms,
 		return false;
 	}
 
+	if (topic->pinned_partitions > 0)
+		partitions = topic->pinned_partitions;
 	if (partitions != topic->partitions)
 	{
 		RelayLane  *lanes = MemoryContextAllocZero(TopMemoryContext,
@@ -144,17 +148,6 @@ relay_topic_resolve(RelayTopic *topic, KafkaProducer *producer, int timeout_ms,
 	return true;
 }
 
-int
-relay_topic_sticky_partition(RelayTopic *topic)
-{
-	if (topic->sticky_left-- <= 0)
-	{
-		topic->sticky_left = STICKY_MESSAGES;
-		topic->sticky_partition++;
-	}
-	return topic->sticky_partition % topic->partitions;
-}
-
 bool
 relay_topic_may_send(RelayTopic *topic, int partition, TimestampTz now)
 {
@@ -172,10 +165,12 @@ relay_topic_may_send(RelayTopic *topic, int partition, TimestampTz now)
 void
 relay_topic_sent(RelayTopic *topic, int partition, TimestampTz now)
 {
+	RelayLane  *lane = &topic->lanes[partition];
+
 	topic->in_flight++;
 	topic->changed = true;
-	topic->lanes[partition].in_flight++;
-	topic->lanes[partition].last_sent_at = now;
+	if (lane->in_flight++ == 0)
+		lane->waiting_since = now;
 }
 
 void
@@ -191,6 +186,30 @@ relay_topic_acknowledged(RelayTopic *topic, int partition, uint32 bytes,
 		topic->lanes[partition].in_flight--;
 		topic->lanes[partition].proven = true;
 		topic->lanes[partition].last_acknowledged_at = now;
+		topic->lanes[partition].waiting_since = now;
+	}
+}
+
+void
+relay_topics_visit_stalled(RelayTopics *topics, TimestampTz now, int longer_than_ms,
+						   RelayLaneVisitor visitor, void *arg)
+{
+	HASH_SEQ_STATUS status;
+	RelayTopic *topic;
+
+	hash_seq_init(&status, topics->table);
+	while ((topic = hash_seq_search(&status)) != NULL)
+	{
+		if (topic->in_flight == 0)
+			continue;
+		for (int i = 0; i < topic->partitions; i++)
+		{
+			const RelayLane *lane = &topic->lanes[i];
+
+			if (lane->in_flight > 0 &&
+				TimestampDifferenceExceeds(lane->waiting_since, now, longer_than_ms))
+				visitor(arg, topic, i);
+		}
 	}
 }
 
@@ -213,9 +232,9 @@ relay_topics_report(RelayTopics *topics)
 		if (!topic->changed)
 			continue;
 		topic_stats_report(topic->name,
-						   topic->partitions > 0 ? topic->partitions : -1,
+						   topics->is_main && topic->partitions > 0 ? topic->partitions : -1,
 						   topic->published, topic->published_bytes,
-						   topic->in_flight,
+						   topics->is_main ? topic->in_flight : -1,
 						   topic->error[0] != '\0' ? topic->error : NULL);
 		topic->error[0] = '\0';
 		topic->published = 0;

@@ -13,11 +13,14 @@
 
 #define TOPIC_ERROR_LENGTH 256
 
+/* Partitions of a topic that can be held one by one; if more, all of it is. */
+#define RELAY_TOPIC_HELD 32
+
 typedef struct RelayLane
 {
 	int			in_flight;
 	bool		proven;			/* this producer has had an acknowledgement */
-	TimestampTz last_sent_at;
+	TimestampTz waiting_since;	/* for the next acknowledgement, if in_flight */
 	TimestampTz last_acknowledged_at;
 } RelayLane;
 
@@ -29,8 +32,9 @@ typedef struct RelayTopic
 	TimestampTz partitions_at;	/* when the broker was asked last */
 	RelayLane  *lanes;			/* [partitions] */
 	KafkaHeaders *headers;		/* the constant ones, or NULL: to be made */
-	int			sticky_partition;	/* for messages without a key */
-	int			sticky_left;
+	struct RelayHeld *held[RELAY_TOPIC_HELD];	/* see relay_held.h; NULL: free */
+	int			nheld;			/* how many of them */
+	int			pinned_partitions;	/* while one of them is held; else 0 */
 
 	/* counters since the last report */
 	uint64		published;
@@ -42,7 +46,11 @@ typedef struct RelayTopic
 
 typedef struct RelayTopics RelayTopics;
 
-extern RelayTopics *relay_topics_create(MemoryContext context);
+/*
+ * One for each producer. Only the main one's says how many messages are in
+ * flight, and how many partitions there are, in the statistics.
+ */
+extern RelayTopics *relay_topics_create(bool is_main, MemoryContext context);
 
 /* Look up or enter. name need not be terminated. */
 extern RelayTopic *relay_topic(RelayTopics *topics, const char *name, int length);
@@ -61,14 +69,19 @@ extern bool relay_topic_resolve(RelayTopic *topic, KafkaProducer *producer,
 /* Whether relay_topic_resolve() has to be called before sending. */
 extern bool relay_topic_is_stale(const RelayTopic *topic, TimestampTz now);
 
-/* The next partition for a message without a key; partitions is known. */
-extern int	relay_topic_sticky_partition(RelayTopic *topic);
-
 /*
  * Whether one more may be sent to a partition now: the first message of a
  * producer to a partition travels alone, see relay_topic.c.
  */
 extern bool relay_topic_may_send(RelayTopic *topic, int partition, TimestampTz now);
+
+/*
+ * Call for each lane that has been waiting for an acknowledgement for longer.
+ */
+typedef void (*RelayLaneVisitor) (void *arg, RelayTopic *topic, int partition);
+extern void relay_topics_visit_stalled(RelayTopics *topics, TimestampTz now,
+									   int longer_than_ms,
+									   RelayLaneVisitor visitor, void *arg);
 
 extern void relay_topic_sent(RelayTopic *topic, int partition, TimestampTz now);
 extern void relay_topic_acknowledged(RelayTopic *topic, int partition,

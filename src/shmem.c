@@ -78,6 +78,7 @@ reset_slot(RelaySlot *slot)
 	pg_atomic_write_u32(&slot->state, RELAY_STARTING);
 	pg_atomic_write_u64(&slot->in_flight, 0);
 	pg_atomic_write_u64(&slot->in_flight_bytes, 0);
+	pg_atomic_write_u64(&slot->held_waiting, 0);
 	pg_atomic_write_u64(&slot->published, 0);
 	pg_atomic_write_u64(&slot->repeated, 0);
 	pg_atomic_write_u64(&slot->last_id, 0);
@@ -105,6 +106,7 @@ init_slot(RelaySlot *slot)
 	pg_atomic_init_u32(&slot->state, RELAY_STARTING);
 	pg_atomic_init_u64(&slot->in_flight, 0);
 	pg_atomic_init_u64(&slot->in_flight_bytes, 0);
+	pg_atomic_init_u64(&slot->held_waiting, 0);
 	pg_atomic_init_u64(&slot->published, 0);
 	pg_atomic_init_u64(&slot->repeated, 0);
 	pg_atomic_init_u64(&slot->last_id, 0);

@@ -98,6 +98,7 @@ typedef struct RelaySlot
 								 * last one */
 	pg_atomic_uint64 in_flight;
 	pg_atomic_uint64 in_flight_bytes;
+	pg_atomic_uint64 held_waiting;	/* messages of held lanes */
 	pg_atomic_uint64 published; /* acknowledged since the server started */
 	pg_atomic_uint64 repeated;	/* sent again after a reset of the producer */
 	pg_atomic_uint64 last_id;	/* highest id acknowledged without a gap */

@@ -96,14 +96,15 @@ text_or_null(const char *value, bool *isnull)
 
 /*
  * How many messages may be waiting: ids drawn beyond the highest delivered
- * one. Transactions that rolled back drew ids as well, so it is an estimate.
+ * one, and what held lanes have left out. Transactions that rolled back drew ids as well, so it is an estimate.
  */
 static int64
-estimate_pending(const OutboxCatalog *catalog, int64 last_id, uint64 in_flight)
+estimate_pending(const OutboxCatalog *catalog, int64 last_id, uint64 in_flight,
+				 uint64 held)
 {
 	int64		beyond = cursor_highest_id(catalog) - last_id;
 
-	return Max(beyond, (int64) in_flight);
+	return Max(beyond, (int64) in_flight) + (int64) held;
 }
 
 Datum
@@ -117,6 +118,7 @@ outbox_kafka_relay_status(PG_FUNCTION_ARGS)
 	bool		nulls[RELAY_STATUS_COLUMNS] = {false};
 	uint64		in_flight = 0;
 	uint64		in_flight_bytes = 0;
+	uint64		held = 0;
 	uint64		published = 0;
 	uint64		repeated = 0;
 	int64		last_id = 0;
@@ -132,6 +134,7 @@ outbox_kafka_relay_status(PG_FUNCTION_ARGS)
 	if (report.pid != 0)
 	{
 		in_flight = pg_atomic_read_u64(&slot->in_flight);
+		held = pg_atomic_read_u64(&slot->held_waiting);
 		in_flight_bytes = pg_atomic_read_u64(&slot->in_flight_bytes);
 		oldest = (TimestampTz) pg_atomic_read_u64(&slot->oldest_pending);
 	}
@@ -144,7 +147,7 @@ outbox_kafka_relay_status(PG_FUNCTION_ARGS)
 	}
 
 	idle = report.pid != 0 && pg_atomic_read_u32(&slot->state) == RELAY_IDLE;
-	pending = estimate_pending(catalog, last_id, in_flight);
+	pending = estimate_pending(catalog, last_id, in_flight, held);
 
 	/* nothing to estimate from, or nothing to estimate: look */
 	if (idle || last_id == 0 || (pending > 0 && oldest == 0))
@@ -152,7 +155,7 @@ outbox_kafka_relay_status(PG_FUNCTION_ARGS)
 		PendingMessage first;
 
 		if (!pending_first(catalog, &first))
-			pending = 0;
+			pending = (int64) held;
 		else
 			oldest = first.created_at;
 	}

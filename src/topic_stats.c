@@ -137,7 +137,8 @@ topic_stats_report(const char *topic, int32 partitions, uint64 published,
 		stats->partitions = partitions;
 	stats->published += published;
 	stats->published_bytes += bytes;
-	stats->in_flight = in_flight;
+	if (in_flight >= 0)
+		stats->in_flight = in_flight;
 	if (published > 0)
 		stats->last_published_at = GetCurrentTimestamp();
 	if (error != NULL)

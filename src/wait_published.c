@@ -30,6 +30,7 @@
 
 #include "catalog.h"
 #include "compat.h"
+#include "held.h"
 #include "message.h"
 #include "progress.h"
 #include "shmem.h"
@@ -39,15 +40,21 @@
 
 PG_FUNCTION_INFO_V1(outbox_kafka_wait_published);
 
+/* A message as found by its event id. */
+typedef struct FoundMessage
+{
+	uint64		xid;
+	int64		id;
+	TupleTableSlot *slot;		/* a copy of the row, or NULL: not found */
+} FoundMessage;
+
 /* Find a message, the last one if the id is not unique. */
-static bool
-find_message(const OutboxCatalog *catalog, Datum event_id, uint64 *xid, int64 *id)
+static void
+find_message(const OutboxCatalog *catalog, Datum event_id, FoundMessage *found)
 {
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	bool		found = false;
 
-	*xid = 0;
-	*id = 0;
+	memset(found, 0, sizeof(*found));
 	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
 	{
 		Relation	leaf = table_open(catalog->leaf[i], AccessShareLock);
@@ -69,15 +76,18 @@ find_message(const OutboxCatalog *catalog, Datum event_id, uint64 *xid, int64 *i
 		while (index_getnext_slot(scan, ForwardScanDirection, slot))
 		{
 			bool		isnull;
-			int64		this_id = DatumGetInt64(slot_getattr(slot, Anum_outbox_message_id,
-															 &isnull));
+			int64		id = DatumGetInt64(slot_getattr(slot, Anum_outbox_message_id,
+														&isnull));
 
-			if (this_id < *id)
+			if (id < found->id)
 				continue;
-			found = true;
-			*id = this_id;
-			*xid = U64FromFullTransactionId(DatumGetFullTransactionId(
-																	  slot_getattr(slot, Anum_outbox_message_xid, &isnull)));
+			found->id = id;
+			found->xid = U64FromFullTransactionId(DatumGetFullTransactionId(
+																			slot_getattr(slot, Anum_outbox_message_xid, &isnull)));
+			if (found->slot == NULL)
+				found->slot = MakeSingleTupleTableSlot(CreateTupleDescCopy(RelationGetDescr(leaf)),
+													   &TTSOpsHeapTuple);
+			ExecCopySlot(found->slot, slot);
 		}
 		index_endscan(scan);
 		ExecDropSingleTupleTableSlot(slot);
@@ -85,7 +95,6 @@ find_message(const OutboxCatalog *catalog, Datum event_id, uint64 *xid, int64 *i
 		table_close(leaf, AccessShareLock);
 	}
 	UnregisterSnapshot(snapshot);
-	return found;
 }
 
 /* Parked messages are behind the progress, but Kafka does not have them. */
@@ -110,16 +119,15 @@ is_parked(const OutboxCatalog *catalog, int64 id)
 }
 
 static bool
-is_delivered(uint64 xid, int64 id, MemoryContext context)
+is_delivered(const FoundMessage *message, MemoryContext context)
 {
 	MemoryContext old = MemoryContextSwitchTo(context);
-	Progress	progress = {0};
 	bool		result;
 
 	/* the progress first: a message is parked before it is covered */
-	result = progress_read(catalog_get(false), 0, CURSOR_WAIT, &progress, context) == PROGRESS_OK &&
-		progress_covers(&progress, xid, id) &&
-		!is_parked(catalog_get(false), id);
+	result = held_or_main_delivered(catalog_get(false), message->xid, message->id,
+									message->slot) &&
+		!is_parked(catalog_get(false), message->id);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(context);
 	return result;
@@ -135,7 +143,7 @@ stop_waiting(int code, Datum arg)
 
 /* Poll and sleep until delivered or the end of time. */
 static bool
-wait_delivered(RelaySlot *slot, uint64 xid, int64 id, TimestampTz end)
+wait_delivered(RelaySlot *slot, const FoundMessage *message, TimestampTz end)
 {
 	static uint32 wait_event = 0;
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
@@ -154,7 +162,7 @@ wait_delivered(RelaySlot *slot, uint64 xid, int64 id, TimestampTz end)
 	{
 		long		timeout;
 
-		result = is_delivered(xid, id, context);
+		result = is_delivered(message, context);
 		if (result)
 			break;
 		timeout = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
@@ -180,14 +188,14 @@ wait_delivered(RelaySlot *slot, uint64 xid, int64 id, TimestampTz end)
 
 /* The same, counted as a waiter meanwhile, also if it ends by an error. */
 static bool
-wait_counted(RelaySlot *slot, uint64 xid, int64 id, TimestampTz end)
+wait_counted(RelaySlot *slot, const FoundMessage *message, TimestampTz end)
 {
 	volatile bool result = false;
 
 	pg_atomic_fetch_add_u32(&slot->waiters, 1);
 	PG_ENSURE_ERROR_CLEANUP(stop_waiting, PointerGetDatum(slot));
 	{
-		result = wait_delivered(slot, xid, id, end);
+		result = wait_delivered(slot, message, end);
 	}
 	PG_END_ENSURE_ERROR_CLEANUP(stop_waiting, PointerGetDatum(slot));
 	stop_waiting(0, PointerGetDatum(slot));
@@ -206,17 +214,17 @@ outbox_kafka_wait_published(PG_FUNCTION_ARGS)
 	OutboxCatalog catalog = *catalog_get(false);
 	TimestampTz end;
 	RelaySlot  *slot;
-	uint64		xid;
-	int64		id;
+	FoundMessage message;
 
 	end = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
 												  TimestampTzGetDatum(GetCurrentTimestamp()),
 												  IntervalPGetDatum(timeout)));
 
-	if (!find_message(&catalog, event_id, &xid, &id))
+	find_message(&catalog, event_id, &message);
+	if (message.slot == NULL)
 		PG_RETURN_NULL();
 
-	if (xid == U64FromFullTransactionId(GetTopFullTransactionIdIfAny()))
+	if (message.xid == U64FromFullTransactionId(GetTopFullTransactionIdIfAny()))
 		ereport(ERROR,
 				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
 				 errmsg("outbox.wait_published() cannot be called in the transaction that published the message"),
@@ -224,6 +232,6 @@ outbox_kafka_wait_published(PG_FUNCTION_ARGS)
 				 errhint("Commit first, then wait.")));
 
 	slot = shared_state ? shmem_find_slot(MyDatabaseId) : NULL;
-	PG_RETURN_BOOL(slot ? wait_counted(slot, xid, id, end) :
-				   wait_delivered(NULL, xid, id, end));
+	PG_RETURN_BOOL(slot ? wait_counted(slot, &message, end) :
+				   wait_delivered(NULL, &message, end));
 }

@@ -125,6 +125,16 @@ window_create(int capacity, const Progress *start, MemoryContext context)
 	return window;
 }
 
+void
+window_destroy(Window *window)
+{
+	while (first_batch(window) != NULL)
+		drop_batch(first_batch(window));
+	cursor_bound_release(window->done);
+	pfree(window->ring);
+	pfree(window);
+}
+
 /* Change how many may be in flight; what is in flight stays. */
 void
 window_resize(Window *window, int capacity)
@@ -210,6 +220,24 @@ window_open_batch(const Window *window, int64 *position)
 	return batch->bound;
 }
 
+CursorBound *
+window_newest_bound(const Window *window)
+{
+	Batch	   *batch = last_batch(window);
+
+	if (batch == NULL)
+		return window->done;
+	return batch->complete ? batch->end : batch->bound;
+}
+
+bool
+window_is_reading(const Window *window)
+{
+	Batch	   *batch = last_batch(window);
+
+	return batch != NULL && !batch->complete;
+}
+
 void
 window_begin_batch(Window *window, CursorBound *bound)
 {
@@ -283,6 +311,21 @@ window_next_tag(const Window *window)
 }
 
 void
+window_passed(Window *window, int64 id)
+{
+	Batch	   *batch = last_batch(window);
+
+	Assert(!batch->complete);
+	window->read_position = id;
+	if (window->head != window->next || first_batch(window) != batch)
+		return;
+	if (window->head > batch->first_tag)
+		window->head_position = id;
+	else
+		batch->start_position = id;
+}
+
+void
 window_sent(Window *window, const WindowEntry *entry)
 {
 	WindowEntry *place = entry_at(window, window->next);
@@ -293,6 +336,12 @@ window_sent(Window *window, const WindowEntry *entry)
 	window->bytes += entry->bytes;
 	window->read_position = entry->id;
 	window->next++;
+}
+
+uint64
+window_oldest_tag(const Window *window)
+{
+	return window->head;
 }
 
 WindowEntry *

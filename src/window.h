@@ -32,6 +32,7 @@ typedef struct Window Window;
  */
 extern Window *window_create(int capacity, const Progress *start,
 							 MemoryContext context);
+extern void window_destroy(Window *window);
 extern void window_resize(Window *window, int capacity);
 
 /* Forget what is not acknowledged; it is to be read again. */
@@ -45,6 +46,13 @@ extern CursorBound *window_read_bound(const Window *window);
  * last one was read to its end.
  */
 extern CursorBound *window_open_batch(const Window *window, int64 *position);
+
+/*
+ * The newest bound that a batch was opened with, whether or not it has been
+ * read: another cursor may read up to it. And whether that batch is being read.
+ */
+extern CursorBound *window_newest_bound(const Window *window);
+extern bool window_is_reading(const Window *window);
 
 /* A new batch is read from now on; takes over the reference. */
 extern void window_begin_batch(Window *window, CursorBound *batch);
@@ -62,8 +70,14 @@ extern int	window_acknowledged_out_of_order(const Window *window);
 /* The tag of the message that is sent next, for window_acknowledge(). */
 extern uint64 window_next_tag(const Window *window);
 
+/* Up to this id, nothing that was read in the open batch was for this cursor. */
+extern void window_passed(Window *window, int64 id);
+
 /* That message was sent. The window must not be full. */
 extern void window_sent(Window *window, const WindowEntry *entry);
+
+/* The tag of the oldest one not delivered; equal to the next one if none is. */
+extern uint64 window_oldest_tag(const Window *window);
 
 /* The entry of a tag that is in flight, else NULL. */
 extern WindowEntry *window_entry(Window *window, uint64 tag);

@@ -200,7 +200,12 @@ close $hole;
 $kafka->create_topic('known', 3);
 publish_numbers('missing', 1, 500);
 publish_numbers('known', 1, 10);
-$row = wait_state($node, 'a', 'failed', 30);
+is(is_complete('known', 10, 'a known topic beside it'), 0, 'a known topic beside it: once each')
+  if $kafka->wait_messages('known', 10, 30);
+wait_until('the missing topic is held', sub {
+		$node->safe_psql('a', 'SELECT topic FROM outbox.held_lanes') eq 'missing';
+	}, 30);
+$row = relay_status($node, 'a');
 like($row->{last_error}, qr/\bmissing\b/, 'missing topic: the error names it');
 diag("missing topic: $row->{last_error}");
 ok(defined $row->{last_error_at}, 'missing topic: with its time');
@@ -217,7 +222,6 @@ $began = time;
 wait_delivered($node, 'a', 60);
 diag(sprintf 'missing topic: all sent %.2f s after it was made', time - $began);
 is(is_complete('missing', 600, 'missing topic'), 0, 'missing topic: once each');
-is_complete('known', 10, 'a known topic beside it');
 wait_state($node, 'a', 'idle');
 
 # ---------------------------------------------------------------------------

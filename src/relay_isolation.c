@@ -1,0 +1,238 @@
+/*
+ * relay_isolation.c
+ *	  The second producer, for what may be refused.
+ *
+ * A broker refuses a whole batch for one of its records, and a permanent error
+ * of a batch is the end of a producer that must not leave gaps. So what is
+ * suspected does not travel with what is not: the cursor of an isolated lane
+ * (relay_held.c) and parked messages that are tried again go through a producer
+ * of their own. When it ends, nothing of the other one is repeated.
+ *
+ * An isolated lane sends one message at first, then twice as many each time
+ * that so many were taken. When something is refused, what was in flight is sent
+ * again in parts of an eighth, and the refused part again in parts of that, and
+ * so on. What is refused alone is the culprit: it is parked (with another time
+ * tried first, if that was the reason), and its lane goes on. So a bad message
+ * among thousands of good ones costs its own lane a few new producers and a few
+ * dozen round trips.
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "storage/ipc.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "relay_held.h"
+#include "relay_isolation.h"
+#include "relay_parked.h"
+
+/* How long reports of a failed producer's other messages are waited for. */
+#define RESET_DRAIN_MS 2000
+
+/* How long it is kept without a need, and how soon it is made again. */
+#define IDLE_MS 10000
+#define RETRY_MS 1000
+
+struct RelayIsolation
+{
+	KafkaProducer *producer;	/* or NULL */
+	RelayTopics *topics;
+	TimestampTz used_at;
+	TimestampTz retry_at;
+
+	bool		failed;
+	TimestampTz reset_by;		/* if so, it is dropped then at the latest */
+
+	/* the first refusal since it was made */
+	KafkaErrorClass class;		/* or KAFKA_ERROR_NONE */
+	RelayRefusal refusal;		/* topic NULL: of a parked message */
+	int			code;
+};
+
+/* For the exit callback. */
+static KafkaProducer *open_producer = NULL;
+
+RelayIsolation *
+isolation_create(MemoryContext context)
+{
+	RelayIsolation *isolation = MemoryContextAllocZero(context, sizeof(RelayIsolation));
+
+	isolation->topics = relay_topics_create(false, context);
+	return isolation;
+}
+
+RelayTopics *
+isolation_topics(const Relay *relay)
+{
+	return relay->isolation->topics;
+}
+
+int
+isolation_fd(const Relay *relay)
+{
+	return relay->isolation->producer ? kafka_producer_fd(relay->isolation->producer) : -1;
+}
+
+/* At exit: librdkafka's threads must have ended before the process does. */
+static void
+close_at_exit(int code, Datum arg)
+{
+	KafkaProducer *producer = open_producer;
+
+	open_producer = NULL;
+	if (producer != NULL)
+		kafka_producer_destroy(producer);
+}
+
+KafkaProducer *
+isolation_producer(Relay *relay, TimestampTz now)
+{
+	static bool exit_callback_set = false;
+	RelayIsolation *isolation = relay->isolation;
+	KafkaProducerConfig config;
+	KafkaError	error;
+	char	   *problem;
+
+	if (isolation->failed || isolation->retry_at > now)
+		return NULL;
+	isolation->used_at = now;
+	if (isolation->producer != NULL)
+		return isolation->producer;
+
+	problem = identity_problem(relay->identity);
+	if (problem != NULL)
+	{
+		shmem_set_error(relay->slot, problem);
+		isolation->retry_at = TimestampTzPlusMilliseconds(now, RETRY_MS);
+		return NULL;
+	}
+
+	if (!exit_callback_set)
+	{
+		before_shmem_exit(close_at_exit, (Datum) 0);
+		exit_callback_set = true;
+	}
+	relay_producer_config(relay, &config);
+	config.bulk = false;
+	isolation->producer = open_producer = kafka_producer_create(&config, &error);
+	if (isolation->producer == NULL)
+	{
+		shmem_set_error(relay->slot, error.message);
+		isolation->retry_at = TimestampTzPlusMilliseconds(now, RETRY_MS);
+		return NULL;
+	}
+	relay_set_wait_events(relay);
+	return isolation->producer;
+}
+
+void
+isolation_close(Relay *relay)
+{
+	RelayIsolation *isolation = relay->isolation;
+
+	if (isolation->producer == NULL)
+		return;
+	relay_topics_forget_producer(isolation->topics);
+	open_producer = NULL;
+	kafka_producer_destroy(isolation->producer);
+	isolation->producer = NULL;
+	isolation->failed = false;
+	isolation->class = KAFKA_ERROR_NONE;
+	memset(&isolation->refusal, 0, sizeof(isolation->refusal));
+	relay->parked_unresolved = NULL;
+	parked_forget_producer(relay->parked);
+	relay_held_forget_producer(relay, true);
+	relay_set_wait_events(relay);
+}
+
+/* ---- events; these handlers must not raise an error ---- */
+
+static void
+delivered(void *arg, const KafkaDelivery *delivery)
+{
+	Relay	   *relay = (Relay *) arg;
+	RelayIsolation *isolation = relay->isolation;
+	RelayRefusal refusal = {0};
+
+	if (delivery->tag & PARKED_TAG)
+		parked_delivered(relay->parked, delivery->tag, delivery);
+	else
+		(void) relay_held_report(relay, delivery, &refusal);
+	if (delivery->class == KAFKA_ERROR_NONE || delivery->class == KAFKA_ERROR_PURGED)
+		return;
+
+	/* the first refusal says most; the others follow from it */
+	if (isolation->class == KAFKA_ERROR_NONE)
+	{
+		isolation->refusal = refusal;
+		isolation->class = delivery->class;
+		isolation->code = delivery->code;
+	}
+}
+
+static const KafkaEventHandlers handlers = {
+	.delivered = delivered,
+	.error = relay_producer_event,
+	.log = relay_producer_log,
+};
+
+/*
+ * All reports have come: what was it? A parked message's outcome is its own
+ * business (relay_parked.c).
+ */
+static void
+judge(Relay *relay, TimestampTz now)
+{
+	RelayIsolation *isolation = relay->isolation;
+
+	if (isolation->refusal.topic != NULL)
+		relay_held_refused(relay, &isolation->refusal, isolation->class,
+						   isolation->code, now);
+}
+
+void
+isolation_serve(Relay *relay, TimestampTz now)
+{
+	RelayIsolation *isolation = relay->isolation;
+
+	if (isolation->producer == NULL)
+		return;
+	while (kafka_producer_serve(isolation->producer, &handlers, relay, 1000) >= 1000)
+		;
+	if (!isolation->failed &&
+		(isolation->class != KAFKA_ERROR_NONE ||
+		 kafka_producer_is_dead(isolation->producer, NULL)))
+	{
+		/* what it still has to report says more: wait a little for it */
+		isolation->failed = true;
+		kafka_producer_purge(isolation->producer, true);
+		isolation->reset_by = TimestampTzPlusMilliseconds(now, RESET_DRAIN_MS);
+	}
+	if (isolation->failed)
+	{
+		if (kafka_producer_outstanding(isolation->producer) == 0 ||
+			now >= isolation->reset_by)
+		{
+			if (isolation->class == KAFKA_ERROR_NONE)
+				isolation->retry_at = TimestampTzPlusMilliseconds(now, RETRY_MS);
+			judge(relay, now);
+			isolation_close(relay);
+		}
+	}
+	else if (kafka_producer_outstanding(isolation->producer) == 0 &&
+			 TimestampDifferenceExceeds(isolation->used_at, now, IDLE_MS))
+		isolation_close(relay);
+}
+
+TimestampTz
+isolation_due(const Relay *relay)
+{
+	const RelayIsolation *isolation = relay->isolation;
+
+	if (isolation->producer == NULL)
+		return 0;
+	if (isolation->failed)
+		return isolation->reset_by;
+	return TimestampTzPlusMilliseconds(isolation->used_at, IDLE_MS + 1);
+}
