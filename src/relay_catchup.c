@@ -40,6 +40,9 @@
 /* How often that is looked at, while messages are in flight. */
 #define CHECK_INTERVAL_MS 500
 
+/* Room in a lane's own window while it sends. */
+#define HELD_WINDOW 2000
+
 /* Until a topic is asked for again when nobody has answered. */
 #define TRY_AWAY_MS 1000
 
@@ -177,12 +180,17 @@ count_sending(const Relay *relay)
 	return count;
 }
 
-/* Whether only time keeps a waiting lane from being tried. */
+/*
+ * Whether only time keeps a waiting lane from being tried. A topic does not
+ * wait for ever for what one silent partition of it still has in flight.
+ */
 static bool
-can_be_tried(const RelayHeld *held)
+can_be_tried(const RelayHeld *held, TimestampTz now)
 {
 	return held->state == RELAY_HELD_WAITING && !held->paused &&
-		held->unreported == 0 &&
+		(held->unreported == 0 ||
+		 (held->lane.partition == HELD_WHOLE_TOPIC &&
+		  TimestampDifferenceExceeds(held->lane.since, now, LONG_SILENCE_MS))) &&
 		(held->lane.partition == HELD_WHOLE_TOPIC ||
 		 relay_held_find(held->topic, HELD_WHOLE_TOPIC) == NULL);
 }
@@ -210,6 +218,8 @@ try_lane(Relay *relay, RelayHeld *held, TimestampTz now)
 		relay_topic_resolve(topic, producer, TOPIC_ANSWER_MS, now, &error))
 	{
 		held->sends_as = topic;
+		relay_held_give_up_leftovers(held);
+		window_resize(held->window, Min(guc_max_in_flight, HELD_WINDOW));
 		held->state = RELAY_HELD_SENDING;
 		held->next_try_at = 0;
 		held->proven = false;
@@ -328,6 +338,7 @@ catchup_work(Relay *relay, TimestampTz now)
 {
 	List	   *all;
 	ListCell   *lc;
+	int			sending;
 	bool		more = false;
 
 	if (relay->held == NIL)
@@ -337,14 +348,17 @@ catchup_work(Relay *relay, TimestampTz now)
 	if (!may_send(relay))
 		return false;
 
+	sending = count_sending(relay);
 	all = list_copy(relay->held);
 	foreach(lc, all)
 	{
 		RelayHeld  *held = (RelayHeld *) lfirst(lc);
 
-		if (can_be_tried(held) && held->next_try_at <= now &&
-			count_sending(relay) < MAX_SENDING)
+		if (can_be_tried(held, now) && held->next_try_at <= now && sending < MAX_SENDING)
+		{
 			try_lane(relay, held, now);
+			sending += (held->state == RELAY_HELD_SENDING);
+		}
 		if (held->state == RELAY_HELD_SENDING && relay->producer != NULL)
 			more = send(relay, held, now) || more;
 		if (relay->superseded)
@@ -365,19 +379,24 @@ TimestampTz
 catchup_due(const Relay *relay, TimestampTz now)
 {
 	TimestampTz due = 0;
+	bool		sendable = may_send(relay);
+	bool		slot_free;
 	ListCell   *lc;
 
 	if (window_oldest(relay->window) != NULL)
 		due = TimestampTzPlusMilliseconds(now, CHECK_INTERVAL_MS);
+	if (relay->held == NIL)
+		return due;
+	slot_free = count_sending(relay) < MAX_SENDING;
 	foreach(lc, relay->held)
 	{
 		const RelayHeld *held = (const RelayHeld *) lfirst(lc);
 
 		if (!held->announced && !held->paused)
 			due = sooner(due, TimestampTzPlusMilliseconds(held->lane.since, ANNOUNCE_MS));
-		if (!may_send(relay))
+		if (!sendable)
 			continue;
-		if (can_be_tried(held) && count_sending(relay) < MAX_SENDING)
+		if (can_be_tried(held, now) && slot_free)
 			due = sooner(due, Max(held->next_try_at, now));
 		if (held->state == RELAY_HELD_SENDING)
 		{

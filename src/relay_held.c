@@ -47,10 +47,8 @@
 /* More than so many are not held; then the main cursor waits. */
 #define MAX_HELD 1000
 
-/* A lane's own window; how often its progress and the rest are stored. */
-#define HELD_WINDOW 2000
-#define STORE_INTERVAL_MS 100
-#define UPDATE_INTERVAL_MS 1000
+/* More at a time make no difference any more. */
+#define MAX_LIMIT 2000
 
 /* What was refused together is sent again in so many parts. */
 #define SUSPECT_GROUPS 8
@@ -119,20 +117,6 @@ enter(Relay *relay, RelayHeld *held)
 	MemoryContextSwitchTo(old);
 }
 
-static void
-remember_bounds(RelayHeld *held)
-{
-	Progress	progress = window_progress(held->window);
-
-	if (held->stored_done)
-		cursor_bound_release(held->stored_done);
-	if (held->stored_batch)
-		cursor_bound_release(held->stored_batch);
-	held->stored_done = cursor_bound_share(progress.done);
-	held->stored_batch = progress.batch ? cursor_bound_share(progress.batch) : NULL;
-	held->stored_delivered = window_delivered(held->window);
-}
-
 /* Takes over the references in start. */
 static RelayHeld *
 make(Relay *relay, const HeldLane *lane, const Progress *start)
@@ -143,9 +127,8 @@ make(Relay *relay, const HeldLane *lane, const Progress *start)
 	held->limit = 1;
 	held->topic = relay_topic(relay->topics, lane->topic, (int) strlen(lane->topic));
 	held->batch_end = durability_position();
-	held->window = window_create(Min(guc_max_in_flight, HELD_WINDOW), start,
-								 relay->context);
-	remember_bounds(held);
+	held->window = window_create(1, start, relay->context);
+	relay_held_note_stored(held);
 	return held;
 }
 
@@ -488,7 +471,7 @@ relay_held_report(Relay *relay, const KafkaDelivery *delivery, RelayRefusal *ref
 					held->suspects--;
 				else if (held->isolated && ++held->taken >= held->limit)
 				{
-					held->limit = Min(held->limit * 2, HELD_WINDOW);
+					held->limit = Min(held->limit * 2, MAX_LIMIT);
 					held->taken = 0;
 				}
 			}
@@ -502,6 +485,14 @@ relay_held_report(Relay *relay, const KafkaDelivery *delivery, RelayRefusal *ref
 		}
 	}
 	return (delivery->tag & HELD_TAG) != 0;
+}
+
+void
+relay_held_give_up_leftovers(RelayHeld *held)
+{
+	for (int i = 0; i < held->nleftovers; i++)
+		held->leftovers[i].reported = true;
+	held->unreported = 0;
 }
 
 bool
@@ -582,10 +573,8 @@ relay_held_forget_producer(Relay *relay, bool isolation)
 
 		if (!isolation)
 		{
-			for (int i = 0; i < held->nleftovers; i++)
-				held->leftovers[i].reported = true;
 			relay->repeated += held->unreported;
-			held->unreported = 0;
+			relay_held_give_up_leftovers(held);
 		}
 		if (held->isolated != isolation)
 			continue;
@@ -619,7 +608,12 @@ relay_held_bytes(const Relay *relay)
 	ListCell   *lc;
 
 	foreach(lc, relay->held)
-		result += window_in_flight_bytes(((const RelayHeld *) lfirst(lc))->window);
+	{
+		const RelayHeld *held = (const RelayHeld *) lfirst(lc);
+
+		if (held->state == RELAY_HELD_SENDING)
+			result += window_in_flight_bytes(held->window);
+	}
 	return result;
 }
 
@@ -648,106 +642,4 @@ relay_held_since(const Relay *relay)
 			result = held->lane.since;
 	}
 	return result;
-}
-
-/* ---- progress ---- */
-
-static bool
-has_progress(const RelayHeld *held)
-{
-	Progress	progress = window_progress(held->window);
-
-	return window_delivered(held->window) != held->stored_delivered ||
-		progress.done != held->stored_done;
-}
-
-static TimestampTz
-sooner(TimestampTz a, TimestampTz b)
-{
-	return a == 0 ? b : Min(a, b);
-}
-
-TimestampTz
-relay_held_progress_due(const Relay *relay, bool at_once)
-{
-	TimestampTz due = 0;
-	ListCell   *lc;
-
-	foreach(lc, relay->held)
-	{
-		const RelayHeld *held = (const RelayHeld *) lfirst(lc);
-
-		if (held->changed)
-			due = sooner(due, TimestampTzPlusMilliseconds(held->updated_at,
-														  UPDATE_INTERVAL_MS));
-		if (has_progress(held))
-			due = sooner(due, at_once ? held->stored_at :
-						 TimestampTzPlusMilliseconds(held->stored_at, STORE_INTERVAL_MS));
-	}
-	return due;
-}
-
-bool
-relay_held_progress_write(Relay *relay, const OutboxCatalog *catalog, TimestampTz now)
-{
-	OutboxCatalog copy = *catalog;
-	ListCell   *lc;
-
-	foreach(lc, relay->held)
-	{
-		RelayHeld  *held = (RelayHeld *) lfirst(lc);
-
-		if (has_progress(held))
-		{
-			Progress	progress = window_progress(held->window);
-			ProgressResult result;
-
-			result = progress_write(&copy, held->lane.cursor_id, &held->place, &progress,
-									progress.done != held->stored_done ||
-									progress.batch != held->stored_batch);
-			if (result == PROGRESS_MISSING)
-				progress_raise_missing();
-			if (result != PROGRESS_OK)
-				return false;
-			remember_bounds(held);
-			held->stored_at = now;
-		}
-		if (held->changed &&
-			TimestampDifferenceMilliseconds(held->updated_at, now) >= UPDATE_INTERVAL_MS)
-		{
-			if (!held_update(&copy, &held->lane))
-				return false;
-			held->changed = false;
-			held->updated_at = now;
-		}
-	}
-	return true;
-}
-
-/* Bounds of one history: the later one shows all that the earlier one shows. */
-static bool
-is_earlier(const CursorBound *a, const CursorBound *b)
-{
-	if (a->next_xid != b->next_xid)
-		return a->next_xid < b->next_xid;
-	if (a->snapshot->xmax != b->snapshot->xmax)
-		return a->snapshot->xmax < b->snapshot->xmax;
-	/* with the same range, the earlier one lists more as running */
-	return a->snapshot->nxip > b->snapshot->nxip;
-}
-
-const CursorBound *
-relay_held_oldest(const Relay *relay, const CursorBound *done)
-{
-	ListCell   *lc;
-
-	foreach(lc, relay->held)
-	{
-		const CursorBound *bound =
-		window_progress(((const RelayHeld *) lfirst(lc))->window).done;
-
-		if (is_earlier(bound, done))
-			done = bound;
-	}
-	return done;
 }

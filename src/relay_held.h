@@ -93,6 +93,9 @@ extern char *relay_held_name(const RelayHeld *held);
 /* Forget one that is not on disk any more. */
 extern void relay_held_remove(Relay *relay, RelayHeld *held);
 
+/* What has not been reported by now is taken for not delivered. */
+extern void relay_held_give_up_leftovers(RelayHeld *held);
+
 /* Whether a message was acknowledged though the cursor comes to it only now. */
 extern bool relay_held_was_delivered(const RelayHeld *held, int64 id);
 
@@ -141,6 +144,11 @@ extern TimestampTz relay_held_since(const Relay *relay);
 
 /* The one producer or the other is gone, and all that it had. */
 extern void relay_held_forget_producer(Relay *relay, bool isolation);
+
+/* ---- relay_held_progress.c ---- */
+
+/* What its window says is on disk. */
+extern void relay_held_note_stored(RelayHeld *held);
 
 /*
  * When their progress should be stored, 0: there is none to store; at_once:

@@ -6,7 +6,8 @@
  *	relay_session.c		transactions, waiting
  *	relay_start.c		what is read before anything is sent
  *	relay_read.c		reading messages and handing them to the producer
- *	relay_held.c		lanes with cursors of their own
+ *	relay_held.c		lanes with cursors of their own, as they are
+ *	relay_held_progress.c	as they stand on disk
  *	relay_catchup.c		when lanes are held, and how they come back
  *	relay_producer.c	making, serving, losing and dropping the producer
  *	relay_isolation.c	the second producer, for what may be refused

@@ -72,16 +72,15 @@ delivered(void *arg, const KafkaDelivery *delivery)
 	RelayTopic *topic;
 	RelayRefusal refused = {0};
 
-	if (relay->held != NIL && relay_held_report(relay, delivery, &refused))
+	entry = window_entry(relay->window, delivery->tag);
+	if (entry == NULL || entry->acknowledged)
 	{
+		/* not the main cursor's, or not any more */
+		(void) relay_held_report(relay, delivery, &refused);
 		if (refused.topic != NULL)
 			note_refusal(relay, refused.topic, refused.partition, refused.id, delivery);
 		return;
 	}
-
-	entry = window_entry(relay->window, delivery->tag);
-	if (entry == NULL || entry->acknowledged)
-		return;
 	topic = (RelayTopic *) entry->topic;
 
 	if (delivery->class == KAFKA_ERROR_NONE)

@@ -32,7 +32,8 @@ typedef struct RelayTopic
 	TimestampTz partitions_at;	/* when the broker was asked last */
 	RelayLane  *lanes;			/* [partitions] */
 	KafkaHeaders *headers;		/* the constant ones, or NULL: to be made */
-	struct RelayHeld *held[RELAY_TOPIC_HELD];	/* see relay_held.h; NULL: free */
+	struct RelayHeld *held[RELAY_TOPIC_HELD];	/* see relay_held.h; NULL:
+												 * free */
 	int			nheld;			/* how many of them */
 	int			pinned_partitions;	/* while one of them is held; else 0 */
 

@@ -293,4 +293,33 @@ wait_delivered($node, 'a');
 	note "under load: $repeated arrived more than once";
 }
 
+# ---------------------------------------------------------------------------
+# Copies while a topic is held: a copied database parks what it has not sent,
+# a dump takes along just that
+# ---------------------------------------------------------------------------
+
+sql("SELECT outbox.pause('good')");
+wait_held('good');
+publish_numbers('good', 2001, 2030);
+$last = sql("SELECT outbox.publish('other', '1000', key => 'k1')");
+is(sql("SELECT outbox.wait_published('$last', '20 s')"), 't', 'another topic goes on');
+my $dump = $node->basedir . '/held.dump';
+$node->command_ok([ 'pg_dump', '-Fc', '-f', $dump, $node->connstr('a') ], 'a dump is taken');
+$node->safe_psql('postgres', 'CREATE DATABASE copied TEMPLATE a');
+wait_until('the copy has parked them', sub {
+		$node->safe_psql('copied', q{SELECT count(*) FROM outbox.parked WHERE topic = 'good' AND reason = 'restored'}) == 30;
+	}, 60);
+is($node->safe_psql('copied', 'SELECT count(*) FROM outbox.parked'), 30, 'and nothing else');
+is($node->safe_psql('copied', "SELECT count(*) FROM outbox.pending"), 0, 'nothing is pending in the copy');
+$node->safe_psql('postgres', 'CREATE DATABASE restored');
+$node->command_ok([ 'pg_restore', '-d', $node->connstr('restored'), $dump ], 'the dump is restored');
+is($node->safe_psql('restored', q{SELECT count(*), count(*) FILTER (WHERE topic = 'good') FROM outbox.parked}),
+	'30|30', 'the dump had just those that wait');
+my $before = $kafka->message_count('good');
+sql("SELECT outbox.resume('good')");
+wait_held('');
+wait_delivered($node, 'a');
+is($kafka->message_count('good'), $before + 30, 'the original has sent them, once');
+$node->safe_psql('postgres', "DROP DATABASE $_") for qw(copied restored);
+
 done_testing();
