@@ -40,6 +40,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "durability.h"
 #include "guc.h"
 #include "relay_held.h"
 
@@ -125,6 +126,7 @@ make(Relay *relay, const HeldLane *lane, const Progress *start)
 	held->lane = *lane;
 	held->limit = 1;
 	held->topic = relay_topic(relay->topics, lane->topic, (int) strlen(lane->topic));
+	held->batch_end = durability_position();
 	held->window = window_create(1, start, relay->context);
 	relay_held_note_stored(held);
 	return held;

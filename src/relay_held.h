@@ -46,6 +46,8 @@ typedef struct RelayHeld
 
 	/* its cursor */
 	Window	   *window;
+	XLogRecPtr	batch_end;		/* covers its commits, see durability.h */
+	XLogRecPtr	standby_awaited;	/* what it waits for, or invalid */
 	ProgressPlace place;
 	uint64		stored_delivered;
 	CursorBound *stored_done;

@@ -92,12 +92,21 @@ isolation_producer(Relay *relay, TimestampTz now)
 	RelayIsolation *isolation = relay->isolation;
 	KafkaProducerConfig config;
 	KafkaError	error;
+	char	   *problem;
 
 	if (isolation->failed || isolation->retry_at > now)
 		return NULL;
 	isolation->used_at = now;
 	if (isolation->producer != NULL)
 		return isolation->producer;
+
+	problem = identity_problem(relay->identity);
+	if (problem != NULL)
+	{
+		shmem_set_error(relay->slot, problem);
+		isolation->retry_at = TimestampTzPlusMilliseconds(now, RETRY_MS);
+		return NULL;
+	}
 
 	if (!exit_callback_set)
 	{

@@ -60,6 +60,9 @@
 #define PARKED_TOPIC_MS 250
 #define PARKED_TOPIC_RETRY_MS 5000
 
+/* Until a producer is asked for again when there is none. */
+#define PARKED_PRODUCER_RETRY_MS 50
+
 /* What of a message is kept, in the order of the statements below. */
 static const int columns[] = {
 	Anum_outbox_message_id, Anum_outbox_message_event_id,
@@ -392,13 +395,16 @@ parked_send(Relay *relay, TimestampTz now)
 
 	if (parked->nflight > 0 || parked->due == 0 || parked->due > now)
 		return;
-	producer = isolation_producer(relay, now);
-	if (producer == NULL)
-		return;
 	if (parked->nchosen > 0 && !relay_standby_has(relay, parked->chosen_end))
 	{
 		parked->due = TimestampTzPlusMilliseconds(now,
 												  relay_standby_pause(relay, parked->chosen_end, now));
+		return;
+	}
+	producer = isolation_producer(relay, now);
+	if (producer == NULL)
+	{
+		parked->due = TimestampTzPlusMilliseconds(now, PARKED_PRODUCER_RETRY_MS);
 		return;
 	}
 

@@ -146,20 +146,25 @@ resolve(Relay *relay)
  * transaction, so that waiting costs next to nothing.
  */
 static bool
-has_standby(Relay *relay)
+has_standby(Relay *relay, RelayHeld *held)
 {
+	XLogRecPtr *awaited = held ? &held->standby_awaited : &relay->standby_awaited;
 	TimestampTz now;
+	TimestampTz again;
 
-	if (XLogRecPtrIsInvalid(relay->standby_awaited))
+	if (XLogRecPtrIsInvalid(*awaited))
 		return true;
-	if (relay_standby_has(relay, relay->standby_awaited))
+	if (relay_standby_has(relay, *awaited))
 	{
-		relay->standby_awaited = InvalidXLogRecPtr;
+		*awaited = InvalidXLogRecPtr;
 		return true;
 	}
 	now = GetCurrentTimestamp();
-	relay->retry_at = TimestampTzPlusMilliseconds(now,
-												  relay_standby_pause(relay, relay->standby_awaited, now));
+	again = TimestampTzPlusMilliseconds(now, relay_standby_pause(relay, *awaited, now));
+	if (held)
+		held->next_try_at = again;
+	else
+		relay->retry_at = again;
 	return false;
 }
 
@@ -320,10 +325,12 @@ send_row_in_context(Relay *relay, RelayHeld *held, const CursorRow *row, Timesta
 		return false;
 	}
 
-	if (!durability_ensure(row->xid, relay->batch_end))
+	if (!durability_ensure(row->xid, held ? held->batch_end : relay->batch_end))
 	{
 		kafka_headers_free(record.headers);
-		if (held == NULL)
+		if (held)
+			held->standby_awaited = held->batch_end;
+		else
 			relay->standby_awaited = relay->batch_end;
 		return false;
 	}
@@ -410,6 +417,7 @@ open_held_batch(Relay *relay, RelayHeld *held)
 {
 	CursorBound *bound = cursor_bound_share(window_newest_bound(relay->window));
 
+	held->batch_end = relay->batch_end;
 	window_begin_batch(held->window, bound);
 	return bound;
 }
@@ -514,11 +522,19 @@ relay_read_held(Relay *relay, RelayHeld *held)
 {
 	int			rows = 0;
 	bool		newest = false;
-	ReadResult	result = read_chunk(relay, held, &rows, &newest);
+	ReadResult	result;
+
+	if (!has_standby(relay, held))
+		return READ_BLOCKED;
+
+	result = read_chunk(relay, held, &rows, &newest);
 
 	/* a batch begun earlier may not be the newest any more */
 	if (result == READ_ALL && !newest)
 		result = READ_MORE;
+
+	/* the standby may have the batch by now: else, when to ask again */
+	(void) has_standby(relay, held);
 	return result;
 }
 
@@ -537,7 +553,7 @@ relay_read(Relay *relay)
 
 	if (relay->unresolved && !resolve(relay))
 		return READ_BLOCKED;
-	if (!has_standby(relay))
+	if (!has_standby(relay, NULL))
 		return READ_BLOCKED;
 
 	result = read_chunk(relay, NULL, &rows, &newest);
@@ -556,6 +572,6 @@ relay_read(Relay *relay)
 		result = READ_MORE;
 
 	/* the standby may have the batch by now: else, when to ask again */
-	(void) has_standby(relay);
+	(void) has_standby(relay, NULL);
 	return result;
 }
