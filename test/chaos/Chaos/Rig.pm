@@ -440,6 +440,8 @@ sub recover
 	$self->wake_relay;
 	$self->{brokers}->recover;
 	$self->{server}->ensure or croak 'the server does not take connections';
+	$self->{say}->('without a standby in the end: the relay need not wait for one')
+	  if $self->{server}->release_guard;
 	wait_until('the bursts are over', sub { !$self->reap_bursts }, 120);
 	$self->{written} = $self->{ledger}->finish;
 	$self->find('the writers had an unexpected error')

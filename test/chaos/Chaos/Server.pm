@@ -95,6 +95,17 @@ sub new
 }
 
 sub primary  { my ($self) = @_; return $self->{primary}; }
+# After a promotion without a new standby yet, nothing is sent: that is what
+# wait_for_standby promises. At the end the relay is let go. True if that was needed.
+sub release_guard
+{
+	my ($self) = @_;
+	return 0 if !$self->{guarded} || !$self->{standby_wanted} || $self->{standby};
+	$self->{primary}->append_conf('postgresql.conf', 'outbox_kafka.wait_for_standby = off');
+	$self->{primary}->reload;
+	return 1;
+}
+
 sub database { my ($self) = @_; return $self->{database}; }
 sub guarded  { my ($self) = @_; return $self->{guarded}; }
 
