@@ -401,6 +401,7 @@ outbox_kafka_relay_main(Datum main_arg)
 											   ALLOCSET_DEFAULT_SIZES);
 	relay->topics = relay_topics_create(true, context);
 	relay->isolation = isolation_create(context);
+	relay->isolation_fd = -1;
 	relay->parked = parked_create(context);
 
 	/* progress that is lost only repeats messages; see relay_progress.c */

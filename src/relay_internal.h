@@ -12,6 +12,7 @@
  *	relay_producer.c	making, serving, losing and dropping the producer
  *	relay_isolation.c	the second producer, for what may be refused
  *	relay_parked.c		messages set aside
+ *	relay_parked_send.c	those that are tried again
  *	relay_progress.c	storing progress, reporting to shared memory
  *	relay_standby.c		waiting for the synchronous standby
  *	relay_backlog.c		measuring what is on disk
@@ -81,6 +82,7 @@ typedef struct Relay
 
 	/* the second producer, for what may be refused; see relay_isolation.c */
 	struct RelayIsolation *isolation;
+	int			isolation_fd;	/* its descriptor, or -1 */
 
 	/* what the main loop waits for */
 	WaitEventSet *wait_all;		/* latch and producers */

@@ -68,12 +68,6 @@ isolation_topics(const Relay *relay)
 	return relay->isolation->topics;
 }
 
-int
-isolation_fd(const Relay *relay)
-{
-	return relay->isolation->producer ? kafka_producer_fd(relay->isolation->producer) : -1;
-}
-
 /* At exit: librdkafka's threads must have ended before the process does. */
 static void
 close_at_exit(int code, Datum arg)
@@ -122,6 +116,7 @@ isolation_producer(Relay *relay, TimestampTz now)
 		isolation->retry_at = TimestampTzPlusMilliseconds(now, RETRY_MS);
 		return NULL;
 	}
+	relay->isolation_fd = kafka_producer_fd(isolation->producer);
 	relay_set_wait_events(relay);
 	return isolation->producer;
 }
@@ -143,6 +138,7 @@ isolation_close(Relay *relay)
 	relay->parked_unresolved = NULL;
 	parked_forget_producer(relay->parked);
 	relay_held_forget_producer(relay, true);
+	relay->isolation_fd = -1;
 	relay_set_wait_events(relay);
 }
 

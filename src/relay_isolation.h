@@ -20,9 +20,6 @@ extern KafkaProducer *isolation_producer(Relay *relay, TimestampTz now);
 /* The topics as it knows them. */
 extern RelayTopics *isolation_topics(const Relay *relay);
 
-/* Its descriptor, or -1. */
-extern int	isolation_fd(const Relay *relay);
-
 /* Take what it has to say; end it when it failed, or when nobody needs it. */
 extern void isolation_serve(Relay *relay, TimestampTz now);
 

@@ -17,7 +17,6 @@
 
 #include "compat.h"
 #include "relay_internal.h"
-#include "relay_isolation.h"
 
 void
 relay_begin(Relay *relay)
@@ -77,9 +76,9 @@ relay_set_wait_events(Relay *relay)
 						  PGINVALID_SOCKET, NULL, NULL);
 		AddWaitEventToSet(relay->wait_all, WL_SOCKET_READABLE,
 						  kafka_producer_fd(relay->producer), NULL, NULL);
-		if (isolation_fd(relay) >= 0)
+		if (relay->isolation_fd >= 0)
 			AddWaitEventToSet(relay->wait_all, WL_SOCKET_READABLE,
-							  isolation_fd(relay), NULL, NULL);
+							  relay->isolation_fd, NULL, NULL);
 	}
 }
 
