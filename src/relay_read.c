@@ -106,6 +106,8 @@ resolve(Relay *relay)
 	TimestampTz now = GetCurrentTimestamp();
 	RelayTopic *topic = relay->unresolved;
 	KafkaError	error = {0};
+	bool		refused;
+	int			patience;
 
 	if (relay_topic_resolve(topic, relay->producer, TOPIC_ANSWER_MS, now, &error))
 	{
@@ -120,9 +122,14 @@ resolve(Relay *relay)
 	relay->retry_at = TimestampTzPlusMilliseconds(now,
 												  kafka_producer_is_connected(relay->producer) ?
 												  TOPIC_RETRY_MS : TOPIC_RETRY_AWAY_MS);
-	if (error.class == KAFKA_ERROR_TOPIC &&
-		TimestampDifferenceExceeds(relay->unresolved_since, now, TOPIC_PATIENCE_MS) &&
-		relay_hold(relay, topic, HELD_WHOLE_TOPIC, HELD_REFUSED, error.message, now))
+
+	/* no useful answer for long, from somebody who is there: others may do */
+	refused = (error.class == KAFKA_ERROR_TOPIC);
+	patience = refused ? TOPIC_PATIENCE_MS : TOPIC_PROPAGATION_MS;
+	if ((refused || kafka_producer_is_connected(relay->producer)) &&
+		TimestampDifferenceExceeds(relay->unresolved_since, now, patience) &&
+		relay_hold(relay, topic, HELD_WHOLE_TOPIC,
+				   refused ? HELD_REFUSED : HELD_NO_ANSWER, error.message, now))
 	{
 		relay->unresolved = NULL;
 		relay->unresolved_since = 0;
