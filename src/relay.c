@@ -338,7 +338,11 @@ run(Relay *relay)
 			relay->lanes_due = TimestampTzPlusMilliseconds(now, LANES_INTERVAL_MS);
 		}
 
-		reading = may_read(relay, now);
+		/* before the window is filled again: see relay_progress.c */
+		if (relay_progress_must_flush(relay))
+			(void) relay_progress_store(relay, now);
+
+		reading = may_read(relay, now) && !relay_progress_must_flush(relay);
 		if (reading && has_news(relay, now) &&
 			(more || pace(relay) == 0 ||
 			 TimestampDifferenceMilliseconds(relay->read_at, now) >= pace(relay)))

@@ -252,8 +252,13 @@ merge(Relay *relay, RelayHeld *held, TimestampTz now)
 
 	relay_begin(relay);
 	catalog = relay_catalog(relay);
-	if (catalog != NULL)
-		done = held_delete(catalog, &held->lane);
+
+	/*
+	 * What the main cursor passed over and has not stored would be sent again
+	 * after a crash: let that be no more than a window.
+	 */
+	if (catalog != NULL && relay_progress_write(relay, catalog, false))
+		done = held_delete(relay_catalog(relay), &held->lane);
 	if (!done)
 	{
 		/* perhaps some of it was written */
@@ -264,6 +269,7 @@ merge(Relay *relay, RelayHeld *held, TimestampTz now)
 		return;
 	}
 	relay_commit(relay);
+	relay_progress_written(relay, now, false);
 	if (held->announced)
 		ereport(LOG,
 				(errmsg("outbox_kafka does not hold %s any more", relay_held_name(held))));

@@ -263,6 +263,9 @@ extern void relay_backlog(Relay *relay, TimestampTz now);
 /* relay_progress.c */
 extern void relay_progress_start(Relay *relay);
 
+/* Whether no more may be sent before progress is on disk. */
+extern bool relay_progress_must_flush(Relay *relay);
+
 /* Whether progress is to be stored now; else when (0: nothing to store). */
 extern bool relay_progress_is_due(Relay *relay, TimestampTz now, TimestampTz *due);
 

@@ -70,6 +70,13 @@ note_flushed(Relay *relay)
 }
 
 bool
+relay_progress_must_flush(Relay *relay)
+{
+	note_flushed(relay);
+	return delivered_by_all(relay) - relay->flushed_delivered >= (uint64) guc_max_in_flight;
+}
+
+bool
 relay_progress_is_due(Relay *relay, TimestampTz now, TimestampTz *due)
 {
 	uint64		delivered = window_delivered(relay->window);
@@ -81,7 +88,7 @@ relay_progress_is_due(Relay *relay, TimestampTz now, TimestampTz *due)
 									   pg_atomic_read_u32(&relay->slot->waiters) > 0);
 	if (*due != 0 && *due <= now)
 		return true;
-	if (delivered_by_all(relay) - relay->flushed_delivered >= (uint64) guc_max_in_flight)
+	if (relay_progress_must_flush(relay))
 		return true;
 	if (delivered == relay->stored_delivered)
 		return false;
@@ -143,9 +150,7 @@ relay_progress_store(Relay *relay, TimestampTz now)
 	bool		stored = false;
 	bool		flush;
 
-	note_flushed(relay);
-	flush = delivered_by_all(relay) - relay->flushed_delivered >=
-		(uint64) guc_max_in_flight;
+	flush = relay_progress_must_flush(relay);
 
 	relay_begin(relay);
 	catalog = relay_catalog(relay);
