@@ -218,7 +218,7 @@ try_lane(Relay *relay, RelayHeld *held, TimestampTz now)
 		relay_topic_resolve(topic, producer, TOPIC_ANSWER_MS, now, &error))
 	{
 		held->sends_as = topic;
-		relay_held_give_up_leftovers(held);
+		relay_held_settle_leftovers(relay, held);
 		window_resize(held->window, Min(guc_max_in_flight, HELD_WINDOW));
 		held->state = RELAY_HELD_SENDING;
 		held->next_try_at = 0;

@@ -159,6 +159,8 @@ relay_held_remove(Relay *relay, RelayHeld *held)
 		cursor_bound_release(held->stored_batch);
 	if (held->leftovers)
 		pfree(held->leftovers);
+	if (held->arrived)
+		pfree(held->arrived);
 	pfree(held);
 }
 
@@ -443,7 +445,8 @@ relay_held_report(Relay *relay, const KafkaDelivery *delivery, RelayRefusal *ref
 			if (leftover->reported)
 				return true;
 			leftover->reported = true;
-			held->unreported--;
+			if (held->unreported > 0)
+				held->unreported--;
 			if (delivery->class == KAFKA_ERROR_NONE)
 			{
 				leftover->acknowledged = true;
@@ -490,23 +493,37 @@ relay_held_report(Relay *relay, const KafkaDelivery *delivery, RelayRefusal *ref
 	return (delivery->tag & HELD_TAG) != 0;
 }
 
-void
-relay_held_give_up_leftovers(RelayHeld *held)
+static int
+compare_ids(const void *a, const void *b)
 {
-	for (int i = 0; i < held->nleftovers; i++)
-		held->leftovers[i].reported = true;
+	int64		ia = *(const int64 *) a;
+	int64		ib = *(const int64 *) b;
+
+	return ia < ib ? -1 : (ia > ib ? 1 : 0);
+}
+
+void
+relay_held_settle_leftovers(Relay *relay, RelayHeld *held)
+{
 	held->unreported = 0;
+	held->narrived = 0;
+	if (held->nleftovers == 0)
+		return;
+	if (held->arrived == NULL)
+		held->arrived = MemoryContextAlloc(relay->context,
+										   sizeof(int64) * held->nleftovers);
+	for (int i = 0; i < held->nleftovers; i++)
+	{
+		if (held->leftovers[i].acknowledged)
+			held->arrived[held->narrived++] = held->leftovers[i].id;
+	}
+	qsort(held->arrived, held->narrived, sizeof(int64), compare_ids);
 }
 
 bool
 relay_held_was_delivered(const RelayHeld *held, int64 id)
 {
-	for (int i = 0; i < held->nleftovers; i++)
-	{
-		if (held->leftovers[i].id == id)
-			return held->leftovers[i].acknowledged;
-	}
-	return false;
+	return bsearch(&id, held->arrived, held->narrived, sizeof(int64), compare_ids) != NULL;
 }
 
 void
@@ -577,7 +594,9 @@ relay_held_forget_producer(Relay *relay, bool isolation)
 		if (!isolation)
 		{
 			relay->repeated += held->unreported;
-			relay_held_give_up_leftovers(held);
+			held->unreported = 0;
+			for (int i = 0; i < held->nleftovers; i++)
+				held->leftovers[i].reported = true;
 		}
 		if (held->isolated != isolation)
 			continue;

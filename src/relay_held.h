@@ -57,7 +57,10 @@ typedef struct RelayHeld
 	/* what the producer still has from before, in the order of tags */
 	RelayLeftover *leftovers;
 	int			nleftovers;
-	int			unreported;
+	int			unreported;		/* of them, that are waited for */
+	int64	   *arrived;		/* ids of those acknowledged, when it sends;
+								 * sorted */
+	int			narrived;
 
 	/* tries */
 	int			failures;
@@ -93,8 +96,11 @@ extern char *relay_held_name(const RelayHeld *held);
 /* Forget one that is not on disk any more. */
 extern void relay_held_remove(Relay *relay, RelayHeld *held);
 
-/* What has not been reported by now is taken for not delivered. */
-extern void relay_held_give_up_leftovers(RelayHeld *held);
+/*
+ * Its cursor is about to send: what has not been reported by now is taken for
+ * not delivered.
+ */
+extern void relay_held_settle_leftovers(Relay *relay, RelayHeld *held);
 
 /* Whether a message was acknowledged though the cursor comes to it only now. */
 extern bool relay_held_was_delivered(const RelayHeld *held, int64 id);

@@ -250,7 +250,7 @@ is_passed_over(Relay *relay, RelayHeld *held, const CursorRow *row, RelayTopic *
 		window_passed(held->window, row->id);
 		return true;
 	}
-	if (held->nleftovers > 0 && relay_held_was_delivered(held, row->id))
+	if (held->narrived > 0 && relay_held_was_delivered(held, row->id))
 	{
 		pass(relay, held, row, topic);
 		return true;
