@@ -87,6 +87,12 @@ typedef struct KafkaEventHandlers
 } KafkaEventHandlers;
 
 /*
+ * What is wrong with the librdkafka that was found, for the log; NULL: nothing
+ * that we know.
+ */
+extern const char *kafka_library_risk(void);
+
+/*
  * Check the text of outbox_kafka.producer_config without making a client.
  * Returns NULL when it is acceptable, else a description that names the
  * offending property (never its value), valid until the next call. Starts no

@@ -569,6 +569,20 @@ kafka_conf_build(const KafkaProducerConfig *config,
 }
 
 const char *
+kafka_library_risk(void)
+{
+	static char text[KAFKA_ERROR_LENGTH];
+	int			version = rd_kafka_version();
+
+	if (version < 0x020100ff || version >= 0x020a00ff)
+		return NULL;
+	snprintf(text, sizeof(text),
+			 "librdkafka %s can crash, and with it the server, on a broker's answer (its issue 4907)",
+			 rd_kafka_version_str());
+	return text;
+}
+
+const char *
 kafka_conf_check(const char *properties)
 {
 	static char reason[KAFKA_ERROR_LENGTH];

@@ -132,6 +132,11 @@ relay_start(Relay *relay)
 	Progress	progress = {0};
 	ProgressResult result;
 
+	if (kafka_library_risk() != NULL)
+		ereport(WARNING,
+				(errmsg("%s", kafka_library_risk()),
+				 errhint("Use librdkafka 2.0, or 2.10 and newer.")));
+
 	relay_begin(relay);
 	catalog = catalog_get(true);
 	if (catalog == NULL)

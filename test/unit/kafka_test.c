@@ -642,7 +642,11 @@ destroy_case(const char *servers, const char *what)
 	start = now_ms();
 	kafka_producer_destroy(producer);
 	took = now_ms() - start;
-	/* librdkafka 2.1 to 2.9 sometimes take a second; a stop of the server has five */
+
+	/*
+	 * librdkafka 2.1 to 2.9 sometimes take a second; a stop of the server has
+	 * five
+	 */
 	ok(took < 3000, "destroyed soon with 1000 messages queued, %s (%.1f ms)", what, took);
 }
 
@@ -910,9 +914,9 @@ test_topics(void)
 	};
 
 	/*
-	 * librdkafka 2.1 to 2.9 crash when a topic that they know has an error and
-	 * partitions in the same answer (#4907); the mock cluster answers so, real
-	 * brokers send none with an error.
+	 * librdkafka 2.1 to 2.9 crash when a topic that they know has an error
+	 * and partitions in the same answer (#4907); the mock cluster answers so,
+	 * real brokers send none with an error.
 	 */
 	bool		crashes = rd_kafka_version() >= 0x020100ff && rd_kafka_version() < 0x020a00ff;
 
