@@ -148,7 +148,7 @@ catchup_check_lanes(Relay *relay, TimestampTz now)
 static void
 announce(RelayHeld *held, TimestampTz now)
 {
-	if (held->announced || held->paused ||
+	if (held->announced || held->lane.reason == HELD_PAUSED ||
 		(held->lane.reason == HELD_REFUSED &&
 		 !TimestampDifferenceExceeds(held->lane.since, now, ANNOUNCE_MS)))
 		return;
@@ -163,7 +163,8 @@ announce(RelayHeld *held, TimestampTz now)
 static bool
 may_send(const Relay *relay)
 {
-	return relay->held != NIL && !relay->paused && !relay->reset_needed &&
+	return relay->held != NIL && relay->control_known && !relay->paused &&
+		!relay->reset_needed &&
 		relay->producer != NULL && !relay->failed &&
 		relay->bulk == relay->bulk_wanted &&
 		kafka_producer_is_connected(relay->producer);
@@ -398,7 +399,7 @@ catchup_due(const Relay *relay, TimestampTz now)
 	{
 		const RelayHeld *held = (const RelayHeld *) lfirst(lc);
 
-		if (!held->announced && !held->paused)
+		if (!held->announced && held->lane.reason != HELD_PAUSED)
 			due = sooner(due, TimestampTzPlusMilliseconds(held->lane.since, ANNOUNCE_MS));
 		if (!sendable)
 			continue;
