@@ -183,8 +183,8 @@ execute(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls
 	SPI_finish();
 }
 
-static bool
-lock(const OutboxCatalog *catalog)
+bool
+held_lock(const OutboxCatalog *catalog)
 {
 	return ConditionalLockRelationOid(catalog->held_lane, RowExclusiveLock) &&
 		ConditionalLockRelationOid(catalog->relay_state, RowExclusiveLock) &&
@@ -199,7 +199,7 @@ held_insert(const OutboxCatalog *catalog, const HeldLane *lane, const Progress *
 	char		nulls[lengthof(types) + 1];
 	OutboxCatalog copy = *catalog;
 
-	if (!lock(&copy))
+	if (!held_lock(&copy))
 		return false;
 	memset(nulls, ' ', sizeof(nulls));
 	values[0] = Int32GetDatum(lane->cursor_id);
@@ -226,7 +226,7 @@ held_delete(const OutboxCatalog *catalog, const HeldLane *lane)
 	Datum		values[] = {Int32GetDatum(lane->cursor_id)};
 	OutboxCatalog copy = *catalog;
 
-	if (!lock(&copy))
+	if (!held_lock(&copy))
 		return false;
 	execute("DELETE FROM outbox.held_lane WHERE cursor_id = $1",
 			1, types, values, NULL, SPI_OK_DELETE);

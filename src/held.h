@@ -68,9 +68,11 @@ extern bool held_or_main_delivered(const OutboxCatalog *catalog,
 
 /*
  * For the relay: enter a lane with where its cursor starts, take it out with
- * its cursor, store how many wait and why. False: a lock was not to be had.
- * Inside a transaction.
+ * its cursor, store how many wait and why. False: a lock was not to be had,
+ * and nothing is written; held_lock() takes all of them beforehand. Inside a
+ * transaction.
  */
+extern bool held_lock(const OutboxCatalog *catalog);
 extern bool held_insert(const OutboxCatalog *catalog, const HeldLane *lane,
 						const Progress *start);
 extern bool held_delete(const OutboxCatalog *catalog, const HeldLane *lane);

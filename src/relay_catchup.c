@@ -258,7 +258,8 @@ merge(Relay *relay, RelayHeld *held, TimestampTz now)
 	 * What the main cursor passed over and has not stored would be sent again
 	 * after a crash: let that be no more than a window.
 	 */
-	if (catalog != NULL && relay_progress_write(relay, catalog, false))
+	if (catalog != NULL && held_lock(catalog) &&
+		relay_progress_write(relay, relay_catalog(relay), false))
 		done = held_delete(relay_catalog(relay), &held->lane);
 	if (!done)
 	{
