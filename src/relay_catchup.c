@@ -383,6 +383,15 @@ sooner(TimestampTz a, TimestampTz b)
 	return Min(a, b);
 }
 
+/* A time that has come already is waited for by nobody. */
+static TimestampTz
+ahead(TimestampTz start, int ms, TimestampTz now)
+{
+	TimestampTz time = TimestampTzPlusMilliseconds(start, ms + 1);
+
+	return time > now ? time : 0;
+}
+
 TimestampTz
 catchup_due(const Relay *relay, TimestampTz now)
 {
@@ -410,9 +419,9 @@ catchup_due(const Relay *relay, TimestampTz now)
 		{
 			due = sooner(due, held->next_try_at);
 			if (held->isolated)
-				due = sooner(due, TimestampTzPlusMilliseconds(held->refused_at, CLEAN_MS + 1));
+				due = sooner(due, ahead(held->refused_at, CLEAN_MS, now));
 			if (held->merging_since != 0)
-				due = sooner(due, TimestampTzPlusMilliseconds(held->merging_since, MERGE_MS + 1));
+				due = sooner(due, ahead(held->merging_since, MERGE_MS, now));
 		}
 	}
 	return due;

@@ -230,5 +230,7 @@ isolation_due(const Relay *relay)
 		return 0;
 	if (isolation->failed)
 		return isolation->reset_by;
+	if (kafka_producer_outstanding(isolation->producer) > 0)
+		return 0;
 	return TimestampTzPlusMilliseconds(isolation->used_at, IDLE_MS + 1);
 }
