@@ -5,9 +5,10 @@
  *
  * Reads as the relay does, from the progress on disk, so the cost is that of
  * the rows that are asked for; for a held lane also of the rows of others among
- * them. Held lanes come first, then what the main cursor has before it. The function is called in a target list, a row
- * a call, and reads ahead a few hundred rows at a time; between these chunks
- * no scan is open, so a LIMIT may end it anywhere.
+ * them. Held lanes come first, then what the main cursor has before it. The
+ * function is called in a target list, a row a call, and reads ahead a few
+ * hundred rows at a time; between these chunks no scan is open, so a LIMIT may
+ * end it anywhere.
  */
 #include "postgres.h"
 

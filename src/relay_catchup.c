@@ -21,6 +21,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "due.h"
 #include "guc.h"
 #include "relay_catchup.h"
 #include "relay_isolation.h"
@@ -70,7 +71,6 @@
 typedef struct SilentLane
 {
 	const Relay *relay;
-	TimestampTz now;
 	RelayTopic *topic;			/* the first that is to be held */
 	int			partition;
 } SilentLane;
@@ -120,7 +120,7 @@ find_blocking_lane(Relay *relay, TimestampTz now, RelayTopic **topic, int *parti
 void
 catchup_check_lanes(Relay *relay, TimestampTz now)
 {
-	SilentLane	silent = {.relay = relay,.now = now};
+	SilentLane	silent = {.relay = relay};
 
 	if (relay->producer == NULL || relay->reset_needed ||
 		!kafka_producer_is_connected(relay->producer))
@@ -375,14 +375,6 @@ catchup_work(Relay *relay, TimestampTz now)
 	return more;
 }
 
-static TimestampTz
-sooner(TimestampTz a, TimestampTz b)
-{
-	if (a == 0 || b == 0)
-		return Max(a, b);
-	return Min(a, b);
-}
-
 /* A time that has come already is waited for by nobody. */
 static TimestampTz
 ahead(TimestampTz start, int ms, TimestampTz now)
@@ -410,18 +402,18 @@ catchup_due(const Relay *relay, TimestampTz now)
 		const RelayHeld *held = (const RelayHeld *) lfirst(lc);
 
 		if (!held->announced && held->lane.reason != HELD_PAUSED)
-			due = sooner(due, TimestampTzPlusMilliseconds(held->lane.since, ANNOUNCE_MS));
+			due = due_sooner(due, TimestampTzPlusMilliseconds(held->lane.since, ANNOUNCE_MS));
 		if (!sendable)
 			continue;
 		if (can_be_tried(held, now) && slot_free)
-			due = sooner(due, Max(held->next_try_at, now));
+			due = due_sooner(due, Max(held->next_try_at, now));
 		if (held->state == RELAY_HELD_SENDING)
 		{
-			due = sooner(due, held->next_try_at);
+			due = due_sooner(due, held->next_try_at);
 			if (held->isolated)
-				due = sooner(due, ahead(held->refused_at, CLEAN_MS, now));
+				due = due_sooner(due, ahead(held->refused_at, CLEAN_MS, now));
 			if (held->merging_since != 0)
-				due = sooner(due, ahead(held->merging_since, MERGE_MS, now));
+				due = due_sooner(due, ahead(held->merging_since, MERGE_MS, now));
 		}
 	}
 	return due;

@@ -10,6 +10,7 @@
 
 #include "utils/timestamp.h"
 
+#include "due.h"
 #include "relay_held.h"
 
 #define STORE_INTERVAL_MS 100
@@ -27,6 +28,7 @@ relay_held_note_stored(RelayHeld *held)
 	held->stored_done = cursor_bound_share(progress.done);
 	held->stored_batch = progress.batch ? cursor_bound_share(progress.batch) : NULL;
 	held->stored_delivered = window_delivered(held->window);
+	held->stored_at = GetCurrentTimestamp();
 }
 
 static bool
@@ -36,12 +38,6 @@ has_progress(const RelayHeld *held)
 
 	return window_delivered(held->window) != held->stored_delivered ||
 		progress.done != held->stored_done;
-}
-
-static TimestampTz
-sooner(TimestampTz a, TimestampTz b)
-{
-	return a == 0 ? b : Min(a, b);
 }
 
 TimestampTz
@@ -55,11 +51,11 @@ relay_held_progress_due(const Relay *relay, bool at_once)
 		const RelayHeld *held = (const RelayHeld *) lfirst(lc);
 
 		if (held->changed)
-			due = sooner(due, TimestampTzPlusMilliseconds(held->updated_at,
-														  UPDATE_INTERVAL_MS));
+			due = due_sooner(due, TimestampTzPlusMilliseconds(held->updated_at,
+															  UPDATE_INTERVAL_MS));
 		if (has_progress(held))
-			due = sooner(due, at_once ? held->stored_at :
-						 TimestampTzPlusMilliseconds(held->stored_at, STORE_INTERVAL_MS));
+			due = due_sooner(due, at_once ? held->stored_at :
+							 TimestampTzPlusMilliseconds(held->stored_at, STORE_INTERVAL_MS));
 	}
 	return due;
 }
@@ -87,7 +83,6 @@ relay_held_progress_write(Relay *relay, const OutboxCatalog *catalog, TimestampT
 			if (result != PROGRESS_OK)
 				return false;
 			relay_held_note_stored(held);
-			held->stored_at = now;
 		}
 		if (held->changed &&
 			TimestampDifferenceMilliseconds(held->updated_at, now) >= UPDATE_INTERVAL_MS)

@@ -70,7 +70,6 @@ typedef struct Relay
 	/* noted by the producer's event handlers, which cannot report */
 	KafkaErrorClass refusal;	/* of the first message refused */
 	int			refusal_code;
-	int64		refused_id;
 	RelayTopic *refused_topic;
 	int			refused_partition;
 	char		refusal_text[SLOT_ERROR_LENGTH];

@@ -56,7 +56,6 @@ note_refusal(Relay *relay, RelayTopic *topic, int partition, int64 id,
 		return;
 	relay->refusal = delivery->class;
 	relay->refusal_code = delivery->code;
-	relay->refused_id = id;
 	relay->refused_topic = topic;
 	relay->refused_partition = partition;
 	snprintf(relay->refusal_text, sizeof(relay->refusal_text),

@@ -64,9 +64,12 @@ window_of(const Relay *relay, const RelayHeld *held)
 	return held ? held->window : relay->window;
 }
 
-/* Whether not one more message may be sent now. */
+/*
+ * Whether not one more message may be sent now. other_bytes: in flight in all
+ * other windows, which do not change while one is filled.
+ */
 static bool
-window_is_closed(const Relay *relay, const RelayHeld *held)
+window_is_closed(const Relay *relay, const RelayHeld *held, uint64 other_bytes)
 {
 	Window	   *window = window_of(relay, held);
 
@@ -76,7 +79,8 @@ window_is_closed(const Relay *relay, const RelayHeld *held)
 	if (window_oldest(window) == NULL)
 		return false;
 	return window_is_full(window) ||
-		bytes_in_flight(relay) >= (uint64) guc_max_in_flight_size * 1024;
+		window_in_flight_bytes(window) + other_bytes >=
+		(uint64) guc_max_in_flight_size * 1024;
 }
 
 /* A chunk is worth its transaction when a quarter is free. */
@@ -435,6 +439,7 @@ send_chunk(Relay *relay, RelayHeld *held, const CursorTables *tables,
 		   const CursorBound *batch, int64 position, int *rows)
 {
 	Window	   *window = window_of(relay, held);
+	uint64		other_bytes = bytes_in_flight(relay) - window_in_flight_bytes(window);
 	TimestampTz now;
 	CursorScan *scan;
 	CursorRow	row;
@@ -446,7 +451,7 @@ send_chunk(Relay *relay, RelayHeld *held, const CursorTables *tables,
 							 position, GetActiveSnapshot());
 	while (*rows < CHUNK_ROWS)
 	{
-		if (window_is_closed(relay, held))
+		if (window_is_closed(relay, held, other_bytes))
 		{
 			result = READ_BLOCKED;
 			break;

@@ -41,6 +41,7 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "due.h"
 #include "guc.h"
 #include "segment_ring.h"
 
@@ -317,14 +318,6 @@ empty(SegmentRing *ring, int number, const CursorBound *done)
 	return true;
 }
 
-static TimestampTz
-sooner(TimestampTz a, TimestampTz b)
-{
-	if (a == 0 || b == 0)
-		return Max(a, b);
-	return Min(a, b);
-}
-
 /* Whether, or when, the current segment is to be left; 0: not foreseeable. */
 static TimestampTz
 turn_due(const SegmentRing *ring, TimestampTz now)
@@ -365,7 +358,7 @@ segment_ring_maintain(SegmentRing *ring, const CursorBound *done)
 		if (turn_at != 0 && turn_at <= now)
 			turn_at = TimestampTzPlusMilliseconds(now, RETRY_MS);
 	}
-	due = sooner(due, turn_at);
+	due = due_sooner(due, turn_at);
 
 	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
 	{
@@ -379,7 +372,7 @@ segment_ring_maintain(SegmentRing *ring, const CursorBound *done)
 			check_delivered(ring, i, done, now);
 		if (segment->delivered_at == 0)
 		{
-			due = sooner(due, segment->retry_at);
+			due = due_sooner(due, segment->retry_at);
 			continue;
 		}
 
@@ -391,7 +384,7 @@ segment_ring_maintain(SegmentRing *ring, const CursorBound *done)
 				continue;
 			empty_at = TimestampTzPlusMilliseconds(now, RETRY_MS);
 		}
-		due = sooner(due, empty_at);
+		due = due_sooner(due, empty_at);
 	}
 	return due;
 }
