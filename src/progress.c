@@ -319,7 +319,7 @@ progress_write(const OutboxCatalog *catalog, int cursor_id, ProgressPlace *place
 	return result;
 }
 
-ProgressResult
+void
 progress_insert(const OutboxCatalog *catalog, int cursor_id, const Progress *progress)
 {
 	Relation	positions = table_open(catalog->relay_position, NoLock);
@@ -329,29 +329,26 @@ progress_insert(const OutboxCatalog *catalog, int cursor_id, const Progress *pro
 	CatalogTupleInsert(states, form_state(states, cursor_id, progress));
 	table_close(states, NoLock);
 	table_close(positions, NoLock);
-	return PROGRESS_OK;
 }
 
-static bool
+static void
 delete_row(Relation rel, int cursor_id)
 {
 	RowPlace	place = {0};
 
 	if (!locate(rel, &place, cursor_id))
-		return false;
+		progress_raise_missing();
 	CatalogTupleDelete(rel, &place.tid);
-	return true;
 }
 
-ProgressResult
+void
 progress_delete(const OutboxCatalog *catalog, int cursor_id)
 {
 	Relation	positions = table_open(catalog->relay_position, NoLock);
 	Relation	states = table_open(catalog->relay_state, NoLock);
-	bool		found = delete_row(positions, cursor_id);
 
-	found = delete_row(states, cursor_id) && found;
+	delete_row(positions, cursor_id);
+	delete_row(states, cursor_id);
 	table_close(states, NoLock);
 	table_close(positions, NoLock);
-	return found ? PROGRESS_OK : PROGRESS_MISSING;
 }

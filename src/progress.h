@@ -64,9 +64,8 @@ extern ProgressResult progress_write(const OutboxCatalog *catalog,
 									 const Progress *progress, bool state);
 
 /* Enter a cursor, and take it out. The same rules; the locks are held. */
-extern ProgressResult progress_insert(const OutboxCatalog *catalog,
-									  int cursor_id, const Progress *progress);
-extern ProgressResult progress_delete(const OutboxCatalog *catalog,
-									  int cursor_id);
+extern void progress_insert(const OutboxCatalog *catalog, int cursor_id,
+							const Progress *progress);
+extern void progress_delete(const OutboxCatalog *catalog, int cursor_id);
 
 #endif							/* OUTBOX_PROGRESS_H */

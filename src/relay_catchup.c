@@ -17,8 +17,6 @@
  */
 #include "postgres.h"
 
-#include "access/xact.h"
-#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "due.h"
@@ -46,9 +44,6 @@
 
 /* Until a topic is asked for again when nobody has answered. */
 #define TRY_AWAY_MS 1000
-
-/* How long the broker may take to tell of a topic. */
-#define TOPIC_ANSWER_MS 250
 
 /* A topic that is just being made is unknown for a while: no warning yet. */
 #define ANNOUNCE_MS 5000
@@ -216,7 +211,7 @@ try_lane(Relay *relay, RelayHeld *held, TimestampTz now)
 		topic->pinned_partitions = held->topic->pinned_partitions;
 	}
 	if (!relay_topic_is_stale(topic, now) ||
-		relay_topic_resolve(topic, producer, TOPIC_ANSWER_MS, now, &error))
+		relay_topic_resolve(topic, producer, RELAY_TOPIC_ANSWER_MS, now, &error))
 	{
 		held->sends_as = topic;
 		relay_held_settle_leftovers(relay, held);
@@ -261,16 +256,12 @@ merge(Relay *relay, RelayHeld *held, TimestampTz now)
 	if (catalog != NULL && held_lock(catalog) &&
 		relay_progress_write(relay, relay_catalog(relay), false))
 		done = held_delete(relay_catalog(relay), &held->lane);
+	relay_commit(relay);
 	if (!done)
 	{
-		/* perhaps some of it was written */
-		PopActiveSnapshot();
-		AbortCurrentTransaction();
-		MemoryContextSwitchTo(relay->loop_context);
 		held->next_try_at = TimestampTzPlusMilliseconds(now, BLOCKED_MS);
 		return;
 	}
-	relay_commit(relay);
 	relay_progress_written(relay, now, false);
 	if (held->announced)
 		ereport(LOG,

@@ -35,9 +35,7 @@
  */
 #include "postgres.h"
 
-#include "access/xact.h"
 #include "utils/memutils.h"
-#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "durability.h"
@@ -315,15 +313,9 @@ relay_hold(Relay *relay, RelayTopic *topic, int partition, HeldReason reason,
 	catalog = relay_catalog(relay);
 	if (catalog != NULL)
 		written = held_insert(catalog, &lane, &start);
-	if (!written)
-	{
-		/* perhaps some of it was written */
-		PopActiveSnapshot();
-		AbortCurrentTransaction();
-		MemoryContextSwitchTo(relay->loop_context);
-		return false;
-	}
 	relay_commit(relay);
+	if (!written)
+		return false;
 
 	cursor_bound_share(start.done);
 	if (start.batch)

@@ -238,8 +238,13 @@ extern void relay_producer_serve(Relay *relay);
 /* Drop it; what is not acknowledged will be read again. */
 extern void relay_producer_close(Relay *relay);
 
-/* What a producer is made from, at present; client_id is palloc'd. */
-extern void relay_producer_config(const Relay *relay, KafkaProducerConfig *config);
+/*
+ * Start a producer with the present settings, if this database may send at
+ * all; NULL: reason, palloc'd, says why not. It is ended by relay_producer_end(),
+ * or with the process.
+ */
+extern KafkaProducer *relay_producer_start(const Relay *relay, bool bulk, char **reason);
+extern void relay_producer_end(KafkaProducer *producer);
 
 /* Its log lines and events that are no report, for any producer. */
 extern void relay_producer_log(void *arg, int syslog_level, const char *text);

@@ -18,8 +18,6 @@
  */
 #include "postgres.h"
 
-#include "miscadmin.h"
-#include "storage/ipc.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -50,9 +48,6 @@ struct RelayIsolation
 	int			code;
 };
 
-/* For the exit callback. */
-static KafkaProducer *open_producer = NULL;
-
 RelayIsolation *
 isolation_create(MemoryContext context)
 {
@@ -68,25 +63,11 @@ isolation_topics(const Relay *relay)
 	return relay->isolation->topics;
 }
 
-/* At exit: librdkafka's threads must have ended before the process does. */
-static void
-close_at_exit(int code, Datum arg)
-{
-	KafkaProducer *producer = open_producer;
-
-	open_producer = NULL;
-	if (producer != NULL)
-		kafka_producer_destroy(producer);
-}
-
 KafkaProducer *
 isolation_producer(Relay *relay, TimestampTz now)
 {
-	static bool exit_callback_set = false;
 	RelayIsolation *isolation = relay->isolation;
-	KafkaProducerConfig config;
-	KafkaError	error;
-	char	   *problem;
+	char	   *reason;
 
 	if (isolation->failed || isolation->retry_at > now)
 		return NULL;
@@ -94,25 +75,10 @@ isolation_producer(Relay *relay, TimestampTz now)
 	if (isolation->producer != NULL)
 		return isolation->producer;
 
-	problem = identity_problem(relay->identity);
-	if (problem != NULL)
-	{
-		shmem_set_error(relay->slot, problem);
-		isolation->retry_at = TimestampTzPlusMilliseconds(now, RETRY_MS);
-		return NULL;
-	}
-
-	if (!exit_callback_set)
-	{
-		before_shmem_exit(close_at_exit, (Datum) 0);
-		exit_callback_set = true;
-	}
-	relay_producer_config(relay, &config);
-	config.bulk = false;
-	isolation->producer = open_producer = kafka_producer_create(&config, &error);
+	isolation->producer = relay_producer_start(relay, false, &reason);
 	if (isolation->producer == NULL)
 	{
-		shmem_set_error(relay->slot, error.message);
+		shmem_set_error(relay->slot, reason);
 		isolation->retry_at = TimestampTzPlusMilliseconds(now, RETRY_MS);
 		return NULL;
 	}
@@ -129,8 +95,7 @@ isolation_close(Relay *relay)
 	if (isolation->producer == NULL)
 		return;
 	relay_topics_forget_producer(isolation->topics);
-	open_producer = NULL;
-	kafka_producer_destroy(isolation->producer);
+	relay_producer_end(isolation->producer);
 	isolation->producer = NULL;
 	isolation->failed = false;
 	isolation->class = KAFKA_ERROR_NONE;

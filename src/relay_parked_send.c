@@ -27,8 +27,7 @@
 #include "relay_parked_internal.h"
 #include "relay_standby.h"
 
-/* How long the broker may take to tell of a topic; until it is asked again. */
-#define PARKED_TOPIC_MS 250
+/* Until a topic is asked for again. */
 #define PARKED_TOPIC_RETRY_MS 5000
 
 /* Until a producer is asked for again when there is none. */
@@ -160,7 +159,7 @@ parked_send(Relay *relay, TimestampTz now)
 		KafkaError	error;
 
 		if (!relay_topic_resolve(relay->parked_unresolved, producer,
-								 PARKED_TOPIC_MS, now, &error))
+								 RELAY_TOPIC_ANSWER_MS, now, &error))
 		{
 			relay_topic_failed(relay->parked_unresolved, error.message);
 			parked->due = TimestampTzPlusMilliseconds(now, PARKED_TOPIC_RETRY_MS);

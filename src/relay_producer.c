@@ -42,8 +42,9 @@
 /* librdkafka repeats itself while it reconnects. */
 #define LOG_INTERVAL_MS 10000
 
-/* The process has one producer at most; kept here for the exit callback. */
-static KafkaProducer *open_producer = NULL;
+/* The ordinary one and the isolation's; kept here for the exit callback. */
+#define MAX_PRODUCERS 2
+static KafkaProducer *running[MAX_PRODUCERS];
 
 /* ---- events; these handlers must not raise an error ---- */
 
@@ -182,57 +183,71 @@ relay_producer_is_outdated(const Relay *relay)
  * At exit: librdkafka's threads must have ended before the process does.
  */
 static void
-close_at_exit(int code, Datum arg)
+end_at_exit(int code, Datum arg)
 {
-	KafkaProducer *producer = open_producer;
+	for (int i = 0; i < MAX_PRODUCERS; i++)
+		relay_producer_end(running[i]);
+}
 
-	open_producer = NULL;
-	if (producer != NULL)
-		kafka_producer_destroy(producer);
+KafkaProducer *
+relay_producer_start(const Relay *relay, bool bulk, char **reason)
+{
+	static bool exit_callback_set = false;
+	KafkaProducerConfig config;
+	KafkaProducer *producer;
+	KafkaError	error;
+	int			place = 0;
+
+	*reason = identity_problem(relay->identity);
+	if (*reason != NULL)
+		return NULL;
+
+	config.bootstrap_servers = guc_bootstrap_servers;
+	config.client_id = psprintf("outbox_kafka/%s", relay->database);
+	config.properties = guc_producer_config;
+	config.config_file = guc_config_file;
+	config.bulk = bulk;
+	config.max_in_flight = guc_max_in_flight;
+	config.max_in_flight_kb = guc_max_in_flight_size;
+
+	if (!exit_callback_set)
+	{
+		before_shmem_exit(end_at_exit, (Datum) 0);
+		exit_callback_set = true;
+	}
+	while (running[place] != NULL)
+		place++;
+	Assert(place < MAX_PRODUCERS);
+	producer = running[place] = kafka_producer_create(&config, &error);
+	if (producer == NULL)
+		*reason = pstrdup(error.message);
+	return producer;
 }
 
 void
-relay_producer_config(const Relay *relay, KafkaProducerConfig *config)
+relay_producer_end(KafkaProducer *producer)
 {
-	config->bootstrap_servers = guc_bootstrap_servers;
-	config->client_id = psprintf("outbox_kafka/%s", relay->database);
-	config->properties = guc_producer_config;
-	config->config_file = guc_config_file;
-	config->bulk = false;
-	config->max_in_flight = guc_max_in_flight;
-	config->max_in_flight_kb = guc_max_in_flight_size;
+	for (int i = 0; i < MAX_PRODUCERS; i++)
+	{
+		if (running[i] == producer)
+			running[i] = NULL;
+	}
+	kafka_producer_destroy(producer);
 }
 
 void
 relay_producer_open(Relay *relay)
 {
-	static bool exit_callback_set = false;
-	KafkaProducerConfig config;
-	KafkaError	error;
-	char	   *problem;
+	char	   *reason;
 
 	if (relay->producer != NULL || guc_bootstrap_servers[0] == '\0')
 		return;
 
-	problem = identity_problem(relay->identity);
-	if (problem != NULL)
-	{
-		relay_fail(relay, NULL, problem);
-		return;
-	}
-
-	relay_producer_config(relay, &config);
-	config.bulk = relay->bulk = relay->bulk_wanted;
-
-	if (!exit_callback_set)
-	{
-		before_shmem_exit(close_at_exit, (Datum) 0);
-		exit_callback_set = true;
-	}
-	relay->producer = open_producer = kafka_producer_create(&config, &error);
+	relay->bulk = relay->bulk_wanted;
+	relay->producer = relay_producer_start(relay, relay->bulk, &reason);
 	if (relay->producer == NULL)
 	{
-		relay_fail(relay, NULL, error.message);
+		relay_fail(relay, NULL, reason);
 		return;
 	}
 
@@ -368,8 +383,7 @@ relay_producer_close(Relay *relay)
 				 errdetail("They are sent again.")));
 
 	relay_topics_forget_producer(relay->topics);
-	open_producer = NULL;
-	kafka_producer_destroy(relay->producer);
+	relay_producer_end(relay->producer);
 	relay->producer = NULL;
 	relay->reset_needed = false;
 	relay->refusal = KAFKA_ERROR_NONE;

@@ -33,8 +33,7 @@
 /* Rows of a chunk: events of the producer are served in between. */
 #define CHUNK_ROWS 2000
 
-/* How long the broker may take to tell of a topic, and to make a new one. */
-#define TOPIC_ANSWER_MS 250
+/* Until a topic is asked for again; how long the broker may take to make one. */
 #define TOPIC_RETRY_MS 100
 #define TOPIC_RETRY_AWAY_MS 1000
 #define TOPIC_PROPAGATION_MS 5000
@@ -113,7 +112,7 @@ resolve(Relay *relay)
 	bool		refused;
 	int			patience;
 
-	if (relay_topic_resolve(topic, relay->producer, TOPIC_ANSWER_MS, now, &error))
+	if (relay_topic_resolve(topic, relay->producer, RELAY_TOPIC_ANSWER_MS, now, &error))
 	{
 		relay->unresolved = NULL;
 		relay->unresolved_since = 0;

@@ -59,6 +59,9 @@ extern RelayTopic *relay_topic(RelayTopics *topics, const char *name, int length
 /* The producer is gone, and with it handles, counts and what was in flight. */
 extern void relay_topics_forget_producer(RelayTopics *topics);
 
+/* How long the broker may take to tell of a topic, in the relay's loop. */
+#define RELAY_TOPIC_ANSWER_MS 250
+
 /*
  * Make sure handle and partitions are known, asking the broker if they are not
  * or the answer is old; waits at most timeout_ms. error is filled otherwise.
