@@ -245,7 +245,8 @@ static void
 sleep_until_needed(Relay *relay, TimestampTz now, TimestampTz progress_due,
 				   bool reading)
 {
-	long		timeout = SAFETY_INTERVAL_MS;
+	long		stats_due = pgstat_report_stat(false);
+	long		timeout = stats_due > 0 ? stats_due : SAFETY_INTERVAL_MS;
 	bool		in_flight = window_oldest(relay->window) != NULL;
 	bool		reports = true;
 	int			interval = pace(relay);
@@ -378,10 +379,7 @@ run(Relay *relay)
 		relay_report(relay, present_state(relay), now);
 
 		if (!more)
-		{
-			pgstat_report_stat(false);
 			sleep_until_needed(relay, now, progress_due, may_read(relay, now));
-		}
 	}
 }
 

@@ -26,6 +26,7 @@
 #include "storage/proc.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
+#include "utils/timeout.h"
 #include "utils/timestamp.h"
 
 #include "outbox_kafka.h"
@@ -190,6 +191,17 @@ attach_slot(int index, uint32 generation)
 	return slot;
 }
 
+/*
+ * lock_timeout interrupts a process by SIGINT, as pg_cancel_backend() does. The
+ * relay minds the first only: it runs no statement that could be cancelled.
+ */
+static void
+handle_sigint(SIGNAL_ARGS)
+{
+	if (get_timeout_indicator(LOCK_TIMEOUT, false))
+		StatementCancelHandler(postgres_signal_arg);
+}
+
 /* What ALTER DATABASE SET or the configuration file may not decide for us. */
 static void
 override_settings(void)
@@ -272,7 +284,7 @@ worker_attach(Datum main_arg)
 	 */
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
-	pqsignal(SIGINT, SIG_IGN);
+	pqsignal(SIGINT, handle_sigint);
 	BackgroundWorkerUnblockSignals();
 
 	slot = attach_slot(DatumGetInt32(main_arg), generation);

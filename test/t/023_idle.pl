@@ -101,7 +101,7 @@ wait_until(
 			'SELECT pg_current_wal_insert_lsn()')
 		  . $node->safe_psql('postgres', $activity);
 		($last, $since) = ($now, time) if $now ne $last;
-		return time - $since > 3;
+		return time - $since > 8;
 	});
 
 my $workers = workers();

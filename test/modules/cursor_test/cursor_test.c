@@ -174,7 +174,7 @@ static CursorBound *
 take_bound(const TestCursor *cursor)
 {
 	const OutboxCatalog *catalog = catalog_get(false);
-	CursorBound *bound;
+	CursorBound *volatile bound = NULL; /* written between setjmp and longjmp */
 
 	taking_bound = true;
 	next_xids_read = 0;
