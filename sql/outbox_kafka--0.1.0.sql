@@ -327,15 +327,113 @@ CREATE FUNCTION outbox.retry(event_id uuid) RETURNS bigint
 	$$;
 COMMENT ON FUNCTION outbox.retry(uuid) IS 'send a parked message again now; returns how many there are';
 
+-- What was given up. The relay writes it for messages of held lanes, in the
+-- transaction that moves the lane's cursor past them, so a message is never
+-- both sent and here; outbox.discard() does for parked ones. The relay takes a
+-- row away when the message itself is not retained any more.
+CREATE TABLE outbox.discarded_message (
+	id bigint PRIMARY KEY,
+	event_id uuid NOT NULL,
+	topic text NOT NULL,
+	created_at timestamptz NOT NULL,
+	discarded_at timestamptz NOT NULL,
+	discarded_by text NOT NULL
+) USING heap;
+CREATE INDEX discarded_message_event_id ON outbox.discarded_message (event_id);
+COMMENT ON TABLE outbox.discarded_message IS 'messages that were given up; see outbox.discard() and outbox.discard_topic()';
+COMMENT ON COLUMN outbox.discarded_message.id IS 'its id in outbox.message';
+COMMENT ON COLUMN outbox.discarded_message.event_id IS 'identity of the event';
+COMMENT ON COLUMN outbox.discarded_message.topic IS 'Kafka topic';
+COMMENT ON COLUMN outbox.discarded_message.created_at IS 'when it was published';
+COMMENT ON COLUMN outbox.discarded_message.discarded_at IS 'when it was given up';
+COMMENT ON COLUMN outbox.discarded_message.discarded_by IS 'role that asked for it';
+
+-- Messages of held lanes are the relay's to give up: it alone knows which of
+-- them it has sent.
+CREATE TABLE outbox.discard_request (
+	request_id uuid PRIMARY KEY,
+	topic text NOT NULL,
+	message_id bigint,
+	upto pg_snapshot,
+	requested_at timestamptz NOT NULL,
+	requested_by text NOT NULL,
+	CHECK ((message_id IS NULL) OPERATOR(pg_catalog.<>) (upto IS NULL))
+) USING heap;
+COMMENT ON TABLE outbox.discard_request IS 'messages of held lanes that the relay is asked to give up; it removes what is done';
+COMMENT ON COLUMN outbox.discard_request.request_id IS 'random';
+COMMENT ON COLUMN outbox.discard_request.topic IS 'Kafka topic';
+COMMENT ON COLUMN outbox.discard_request.message_id IS 'one message; NULL: all that upto shows';
+COMMENT ON COLUMN outbox.discard_request.upto IS 'what had been published when it was asked for';
+COMMENT ON COLUMN outbox.discard_request.requested_at IS 'when it was asked for';
+COMMENT ON COLUMN outbox.discard_request.requested_by IS 'role that asked for it';
+
 CREATE FUNCTION outbox.discard(event_id uuid) RETURNS bigint
 	LANGUAGE sql VOLATILE STRICT SECURITY DEFINER
 	SET search_path = pg_catalog, pg_temp
 	AS $$
 		WITH gone AS (
-			DELETE FROM outbox.parked_message AS p WHERE p.event_id = discard.event_id RETURNING 1)
-		SELECT count(*) FROM gone, (SELECT outbox.wake_relay() OFFSET 0) AS w
+			DELETE FROM outbox.parked_message AS p WHERE p.event_id = discard.event_id
+			RETURNING p.id, p.event_id, p.topic, p.created_at),
+		noted AS (
+			INSERT INTO outbox.discarded_message (id, event_id, topic, created_at, discarded_at, discarded_by)
+			SELECT g.id, g.event_id, g.topic, g.created_at, clock_timestamp(), session_user FROM gone AS g
+			ON CONFLICT (id) DO NOTHING),
+		asked AS (
+			INSERT INTO outbox.discard_request (request_id, topic, message_id, requested_at, requested_by)
+			SELECT gen_random_uuid(), m.topic, m.id, clock_timestamp(), session_user
+			FROM outbox.message AS m
+			WHERE m.event_id = discard.event_id
+			  AND NOT outbox.is_delivered(m.xid, m.id, m.topic, m.key, m.partition)
+			  AND NOT EXISTS (SELECT FROM outbox.parked_message AS p WHERE p.id = m.id)
+			  AND EXISTS (SELECT FROM outbox.held_lane AS h
+						  WHERE h.topic = m.topic
+							AND (h.partition IS NULL OR h.partition =
+								 outbox.lane_of_message(m.key, m.partition, m.id, h.partitions)))
+			RETURNING 1)
+		SELECT (SELECT count(*) FROM gone) + (SELECT count(*) FROM asked)
+		FROM (SELECT outbox.wake_relay() OFFSET 0) AS w
 	$$;
-COMMENT ON FUNCTION outbox.discard(uuid) IS 'give up a parked message for ever; those behind it go on; returns how many there were';
+COMMENT ON FUNCTION outbox.discard(uuid) IS 'give up for ever a message that is parked or waits in a held lane; those behind it go on; returns how many there were';
+
+CREATE FUNCTION outbox.discard_topic(topic text) RETURNS bigint
+	LANGUAGE plpgsql VOLATILE STRICT SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+	DECLARE
+		paused boolean := EXISTS (SELECT FROM outbox.relay_control AS c WHERE c.topic = discard_topic.topic);
+		waiting bigint;
+	BEGIN
+		IF NOT paused AND NOT EXISTS (SELECT FROM outbox.held_lane AS h WHERE h.topic = discard_topic.topic) THEN
+			RAISE EXCEPTION 'topic "%" is not held', discard_topic.topic
+				USING ERRCODE = 'object_not_in_prerequisite_state',
+					  HINT = 'See outbox.held_lanes; outbox.pause(topic) holds a topic.';
+		END IF;
+		-- one statement: what is counted is what the snapshot shows
+		WITH asked AS (
+			INSERT INTO outbox.discard_request (request_id, topic, upto, requested_at, requested_by)
+			VALUES (gen_random_uuid(), discard_topic.topic, pg_current_snapshot(), clock_timestamp(), session_user))
+		SELECT count(*) INTO waiting
+		FROM outbox.message AS m
+			 LEFT JOIN LATERAL (
+				SELECT h.cursor_id FROM outbox.held_lane AS h
+				WHERE h.topic = m.topic
+				  AND (h.partition IS NULL OR h.partition =
+					   outbox.lane_of_message(m.key, m.partition, m.id, h.partitions))
+				ORDER BY h.partition NULLS LAST LIMIT 1) AS h ON true,
+			 outbox.relay_state AS s, outbox.relay_position AS p
+		WHERE m.topic = discard_topic.topic
+		  AND (h.cursor_id IS NOT NULL OR paused)
+		  AND s.cursor_id = coalesce(h.cursor_id, 0)
+		  AND p.cursor_id = s.cursor_id
+		  AND pg_visible_in_snapshot(m.xid, pg_current_snapshot())
+		  AND NOT pg_visible_in_snapshot(m.xid, s.done)
+		  AND NOT coalesce(pg_visible_in_snapshot(m.xid, s.batch) AND m.id <= p.position, false)
+		  AND NOT EXISTS (SELECT FROM outbox.parked_message AS q WHERE q.id = m.id);
+		PERFORM outbox.wake_relay();
+		RETURN waiting;
+	END
+	$$;
+COMMENT ON FUNCTION outbox.discard_topic(text) IS 'give up for ever what waits in the held lanes of a topic, not what is published from now on; returns how many there were';
 
 CREATE FUNCTION outbox.adopt() RETURNS bigint
 	LANGUAGE sql VOLATILE SECURITY DEFINER
@@ -511,7 +609,7 @@ DO $do$
 DECLARE
 	name pg_catalog.text;
 BEGIN
-	FOREACH name IN ARRAY ARRAY['segment', 'relay_state', 'relay_position', 'relay_control', 'held_lane', 'parked_message', 'publish_grant', 'database_identity'] LOOP
+	FOREACH name IN ARRAY ARRAY['segment', 'relay_state', 'relay_position', 'relay_control', 'held_lane', 'parked_message', 'discarded_message', 'discard_request', 'publish_grant', 'database_identity'] LOOP
 		EXECUTE pg_catalog.format(
 			'CREATE TRIGGER ignore_replicated BEFORE INSERT OR UPDATE OR DELETE ON outbox.%1$I
 			 FOR EACH ROW EXECUTE FUNCTION outbox.ignore_replicated()', name);
@@ -583,6 +681,7 @@ COMMENT ON VIEW outbox.held_lanes IS 'topics and partitions that wait while the 
 CREATE VIEW outbox.message_status AS
 	SELECT m.event_id, m.id, m.topic,
 		   CASE WHEN q.id IS NOT NULL THEN 'parked'
+				WHEN d.id IS NOT NULL THEN 'discarded'
 				WHEN pg_catalog.pg_visible_in_snapshot(m.xid, s.done)
 				  OR coalesce(pg_catalog.pg_visible_in_snapshot(m.xid, s.batch)
 							  AND m.id OPERATOR(pg_catalog.<=) p.position, false)
@@ -591,6 +690,8 @@ CREATE VIEW outbox.message_status AS
 	FROM outbox.message AS m
 		 LEFT JOIN outbox.parked_message AS q ON q.id OPERATOR(pg_catalog.=) m.id
 			   AND q.event_id OPERATOR(pg_catalog.=) m.event_id
+		 LEFT JOIN outbox.discarded_message AS d ON d.id OPERATOR(pg_catalog.=) m.id
+			   AND d.event_id OPERATOR(pg_catalog.=) m.event_id
 		 LEFT JOIN LATERAL (
 			SELECT h.cursor_id FROM outbox.held_lane AS h
 			WHERE h.topic OPERATOR(pg_catalog.=) m.topic
@@ -605,8 +706,17 @@ CREATE VIEW outbox.message_status AS
 	FROM outbox.parked_message AS q
 	WHERE NOT EXISTS (SELECT FROM outbox.message AS m
 					  WHERE m.event_id OPERATOR(pg_catalog.=) q.event_id
-						AND m.id OPERATOR(pg_catalog.=) q.id);
-COMMENT ON VIEW outbox.message_status IS 'every retained message: pending, published or parked';
+						AND m.id OPERATOR(pg_catalog.=) q.id)
+	UNION ALL
+	SELECT d.event_id, d.id, d.topic, 'discarded', NULL, d.created_at
+	FROM outbox.discarded_message AS d
+	WHERE NOT EXISTS (SELECT FROM outbox.message AS m
+					  WHERE m.event_id OPERATOR(pg_catalog.=) d.event_id
+						AND m.id OPERATOR(pg_catalog.=) d.id)
+	  AND NOT EXISTS (SELECT FROM outbox.parked_message AS q
+					  WHERE q.event_id OPERATOR(pg_catalog.=) d.event_id
+						AND q.id OPERATOR(pg_catalog.=) d.id);
+COMMENT ON VIEW outbox.message_status IS 'every retained message: pending, published, parked or discarded';
 
 CREATE FUNCTION outbox.status(event_id uuid) RETURNS text
 	LANGUAGE sql STABLE STRICT SECURITY DEFINER
@@ -615,12 +725,12 @@ CREATE FUNCTION outbox.status(event_id uuid) RETURNS text
 		SELECT v.status FROM outbox.message_status AS v
 		WHERE v.event_id = status.event_id ORDER BY v.id DESC LIMIT 1
 	$$;
-COMMENT ON FUNCTION outbox.status(uuid) IS 'pending, published or parked; NULL when it is not retained (any more)';
+COMMENT ON FUNCTION outbox.status(uuid) IS 'pending, published, parked or discarded; NULL when it is not retained (any more)';
 
 CREATE FUNCTION outbox.wait_published(event_id uuid, timeout interval) RETURNS boolean
 	LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
 	AS 'MODULE_PATHNAME', 'outbox_kafka_wait_published';
-COMMENT ON FUNCTION outbox.wait_published(uuid, interval) IS 'wait until a committed message is acknowledged: true, false at the timeout, NULL when it is not retained';
+COMMENT ON FUNCTION outbox.wait_published(uuid, interval) IS 'wait until a committed message is acknowledged: true, false at the timeout or when it was discarded, NULL when it is not retained';
 
 -- ---------------------------------------------------------------------------
 -- Privileges: nothing for PUBLIC but the default of a column.

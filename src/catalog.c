@@ -47,7 +47,8 @@ is_ours(Oid relid)
 		relid == catalog.segment || relid == catalog.relay_state ||
 		relid == catalog.relay_position || relid == catalog.relay_control ||
 		relid == catalog.publish_grant || relid == catalog.parked ||
-		relid == catalog.held_lane)
+		relid == catalog.held_lane || relid == catalog.discarded ||
+		relid == catalog.discard_request)
 		return true;
 
 	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
@@ -145,6 +146,8 @@ find_relations(OutboxCatalog *found)
 	found->publish_grant = find_relation("publish_grant", schema);
 	found->parked = find_relation("parked_message", schema);
 	found->held_lane = find_relation("held_lane", schema);
+	found->discarded = find_relation("discarded_message", schema);
+	found->discard_request = find_relation("discard_request", schema);
 
 	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
 	{

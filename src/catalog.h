@@ -36,6 +36,8 @@ typedef struct OutboxCatalog
 	Oid			publish_grant;
 	Oid			parked;			/* parked_message */
 	Oid			held_lane;
+	Oid			discarded;		/* discarded_message */
+	Oid			discard_request;
 } OutboxCatalog;
 
 /*

@@ -40,6 +40,7 @@
 #include "guc.h"
 #include "relay.h"
 #include "relay_catchup.h"
+#include "relay_discard.h"
 #include "relay_internal.h"
 #include "relay_isolation.h"
 #include "relay_parked.h"
@@ -257,6 +258,7 @@ sleep_until_needed(Relay *relay, TimestampTz now, TimestampTz progress_due,
 	timeout = until(now, relay->retry_at, timeout);
 	timeout = until(now, catchup_due(relay, now), timeout);
 	timeout = until(now, isolation_due(relay), timeout);
+	timeout = until(now, discard_due(relay), timeout);
 	if (may_send_parked(relay) && parked_in_flight(relay->parked) == 0)
 		timeout = until(now, parked_due(relay->parked), timeout);
 	if (relay->reset_needed)
@@ -376,6 +378,7 @@ run(Relay *relay)
 								(uint32) segment_ring_current(relay->ring));
 			MemoryContextSwitchTo(relay->loop_context);
 		}
+		discard_work(relay, now);
 		relay_report(relay, present_state(relay), now);
 
 		if (!more)
@@ -405,6 +408,7 @@ outbox_kafka_relay_main(Datum main_arg)
 	relay->isolation = isolation_create(context);
 	relay->isolation_fd = -1;
 	relay->parked = parked_create(context);
+	relay->discard = discard_create(context);
 
 	/* progress that is lost only repeats messages; see relay_progress.c */
 	SetConfigOption("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION);

@@ -22,6 +22,7 @@
 #include "due.h"
 #include "guc.h"
 #include "relay_catchup.h"
+#include "relay_discard.h"
 #include "relay_isolation.h"
 
 /* A lane that has not answered for so long is held, */
@@ -313,7 +314,8 @@ send(Relay *relay, RelayHeld *held, TimestampTz now)
 		if (window_is_reading(held->window) || window_read_bound(held->window) != newest)
 			return more;
 	}
-	if (window_is_reading(relay->window) ||
+	discard_came_to(relay, held);
+	if (held->discards || window_is_reading(relay->window) ||
 		(held->isolated && !TimestampDifferenceExceeds(held->refused_at, now, CLEAN_MS)))
 		return more;
 
@@ -332,6 +334,55 @@ send(Relay *relay, RelayHeld *held, TimestampTz now)
 	return more;
 }
 
+static bool
+is_at_newest(const Relay *relay, const RelayHeld *held)
+{
+	return !window_is_reading(held->window) &&
+		window_read_bound(held->window) == window_newest_bound(relay->window);
+}
+
+/* Whether a lane that cannot be sent to is read for what is to be given up. */
+static bool
+can_discard(const RelayHeld *held)
+{
+	return held->discarding && held->state == RELAY_HELD_WAITING &&
+		held->unreported == 0;
+}
+
+/*
+ * Read one for what is to be given up; if nothing else was in it, there is
+ * nothing to hold. Returns true when there is more to read at once.
+ */
+static bool
+discard(Relay *relay, RelayHeld *held, TimestampTz now)
+{
+	if (held->discard_at > now)
+		return false;
+	held->discard_at = 0;
+	if (!is_at_newest(relay, held))
+	{
+		ReadResult	result;
+
+		relay_held_settle_leftovers(relay, held);
+		result = relay_read_held(relay, held);
+		if (result == READ_BLOCKED && held->discarding)
+			held->discard_at = TimestampTzPlusMilliseconds(now, BLOCKED_MS);
+		if (!is_at_newest(relay, held))
+			return result == READ_MORE;
+	}
+	discard_came_to(relay, held);
+	if (held->discards)
+		return false;
+	if (held->paused)
+		held->discarding = false;
+	else if (!window_is_reading(relay->window) && window_oldest(held->window) == NULL)
+	{
+		held->discard_at = TimestampTzPlusMilliseconds(now, BLOCKED_MS);
+		merge(relay, held, now);
+	}
+	return false;
+}
+
 bool
 catchup_work(Relay *relay, TimestampTz now)
 {
@@ -344,8 +395,17 @@ catchup_work(Relay *relay, TimestampTz now)
 		return false;
 	foreach(lc, relay->held)
 		announce((RelayHeld *) lfirst(lc), now);
-	if (!may_send(relay))
-		return false;
+
+	all = list_copy(relay->held);
+	foreach(lc, all)
+	{
+		RelayHeld  *held = (RelayHeld *) lfirst(lc);
+
+		if (relay->control_known && !relay->superseded && can_discard(held))
+			more = discard(relay, held, now) || more;
+	}
+	if (!may_send(relay) || relay->superseded)
+		return more;
 
 	sending = count_sending(relay);
 	all = list_copy(relay->held);
@@ -394,6 +454,9 @@ catchup_due(const Relay *relay, TimestampTz now)
 
 		if (!held->announced && held->lane.reason != HELD_PAUSED)
 			due = due_sooner(due, TimestampTzPlusMilliseconds(held->lane.since, ANNOUNCE_MS));
+		if (relay->control_known && can_discard(held) &&
+			(held->discard_at > now || !is_at_newest(relay, held)))
+			due = due_sooner(due, Max(held->discard_at, now));
 		if (!sendable)
 			continue;
 		if (can_be_tried(held, now) && slot_free)

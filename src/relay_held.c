@@ -40,6 +40,7 @@
 
 #include "durability.h"
 #include "guc.h"
+#include "relay_discard.h"
 #include "relay_held.h"
 
 /* More than so many are not held; then the main cursor waits. */
@@ -113,6 +114,7 @@ enter(Relay *relay, RelayHeld *held)
 		topic->pinned_partitions = held->lane.partitions;
 	relay->held = lappend(relay->held, held);
 	MemoryContextSwitchTo(old);
+	discard_begin_lane(relay, held);
 }
 
 /* Takes over the references in start. */
@@ -155,6 +157,8 @@ relay_held_remove(Relay *relay, RelayHeld *held)
 	cursor_bound_release(held->stored_done);
 	if (held->stored_batch)
 		cursor_bound_release(held->stored_batch);
+	if (held->discards_after)
+		cursor_bound_release(held->discards_after);
 	if (held->leftovers)
 		pfree(held->leftovers);
 	if (held->arrived)

@@ -62,6 +62,12 @@ typedef struct RelayHeld
 								 * sorted */
 	int			narrived;
 
+	/* messages to give up, see relay_discard.c */
+	bool		discards;		/* there may be some that it has not read */
+	bool		discarding;		/* it reads on for them, sendable or not */
+	CursorBound *discards_after;	/* they are in some batch after this one */
+	TimestampTz discard_at;		/* read for them then; 0: now */
+
 	/* tries */
 	int			failures;
 	TimestampTz next_try_at;

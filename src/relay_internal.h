@@ -13,6 +13,7 @@
  *	relay_isolation.c	the second producer, for what may be refused
  *	relay_parked.c		messages set aside
  *	relay_parked_send.c	those that are tried again
+ *	relay_discard.c		messages that somebody gives up
  *	relay_progress.c	storing progress, reporting to shared memory
  *	relay_standby.c		waiting for the synchronous standby
  *	relay_backlog.c		measuring what is on disk
@@ -133,6 +134,9 @@ typedef struct Relay
 	bool		parked_some;	/* in the transaction under way */
 	uint64		passed_count;	/* delivered to the main window, but not to
 								 * Kafka: parked, or left to a held lane */
+
+	/* messages to give up, see relay_discard.h */
+	struct RelayDiscard *discard;
 
 	/* pause() */
 	bool		paused;

@@ -252,6 +252,11 @@ store_outcome(const ParkedFlight *flight)
 	{
 		parked_execute("DELETE FROM outbox.parked_message WHERE id = $1",
 					   1, types, values, NULL, false, SPI_OK_DELETE);
+
+		/* given up while it was on its way: Kafka has it */
+		if (SPI_processed == 0)
+			parked_execute("DELETE FROM outbox.discarded_message WHERE id = $1",
+						   1, types, values, NULL, false, SPI_OK_DELETE);
 		return;
 	}
 

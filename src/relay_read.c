@@ -24,6 +24,7 @@
 #include "durability.h"
 #include "guc.h"
 #include "record.h"
+#include "relay_discard.h"
 #include "relay_held.h"
 #include "relay_internal.h"
 #include "relay_isolation.h"
@@ -261,6 +262,27 @@ is_passed_over(Relay *relay, RelayHeld *held, const CursorRow *row, RelayTopic *
 	return false;
 }
 
+/*
+ * Give a row up, as somebody asked for. False: not yet. The cursor has to have
+ * come to it by then: what is on disk as discarded is behind the progress.
+ */
+static bool
+discard_row(Relay *relay, RelayHeld *held, const CursorRow *row)
+{
+	if (window_oldest(held->window) != NULL)
+		return false;
+	discard_add(relay, held, row);
+	pass(relay, held, row, held->topic);
+	if (held->lane.waiting > 0)
+		held->lane.waiting--;
+	if (held->suspects > 0)
+		held->suspects--;
+	if (row->id == held->park_id)
+		held->park_id = 0;
+	held->changed = true;
+	return true;
+}
+
 /* The topic has to be asked for before more can be read. */
 static bool
 must_resolve(Relay *relay, RelayHeld *held, RelayTopic *topic)
@@ -290,6 +312,14 @@ send_row_in_context(Relay *relay, RelayHeld *held, const CursorRow *row, Timesta
 		return true;
 	if (held)
 	{
+		if (held->discards && discard_wants(relay, held, row))
+			return discard_row(relay, held, row);
+		if (held->state == RELAY_HELD_WAITING)
+		{
+			/* it was read for those alone, and the rest has to wait */
+			held->discarding = false;
+			return false;
+		}
 		topic = held->sends_as;
 		if (held->isolated)
 			producer = isolation_producer(relay, now);
@@ -487,10 +517,13 @@ read_chunk(Relay *relay, RelayHeld *held, int *rows, bool *newest)
 	CursorBound *batch;
 	int64		position;
 	bool		stored = false;
+	bool		discarded;
 	ReadResult	result;
 
 	relay_begin(relay);
 	catalog = relay_catalog(relay);
+	if (held && held->discards && catalog != NULL)
+		catalog = discard_lock(catalog) ? relay_catalog(relay) : NULL;
 
 	batch = window_open_batch(window, &position);
 	if (batch == NULL && catalog != NULL)
@@ -518,12 +551,13 @@ read_chunk(Relay *relay, RelayHeld *held, int *rows, bool *newest)
 	 * What was parked here counts as delivered; should that not be stored
 	 * now, the message is parked again, which does nothing.
 	 */
-	if (relay->parked_some)
-		stored = relay_progress_write(relay, relay_catalog(relay), true);
+	discarded = discard_store(relay);
+	if (relay->parked_some || discarded)
+		stored = relay_progress_write(relay, relay_catalog(relay), relay->parked_some);
 	relay_commit(relay);
 	MemoryContextReset(relay->row_context);
 	if (stored)
-		relay_progress_written(relay, GetCurrentTimestamp(), true);
+		relay_progress_written(relay, GetCurrentTimestamp(), relay->parked_some);
 	relay->parked_some = false;
 	return result;
 }

@@ -17,6 +17,7 @@
 #include "durability.h"
 #include "guc.h"
 #include "identity.h"
+#include "relay_discard.h"
 #include "relay_held.h"
 #include "relay_internal.h"
 #include "relay_parked.h"
@@ -223,7 +224,8 @@ relay_read_control(Relay *relay)
 	catalog = relay_catalog(relay);
 	if (catalog == NULL ||
 		!ConditionalLockRelationOid(catalog->relay_control, AccessShareLock) ||
-		!ConditionalLockRelationOid(catalog->parked, AccessShareLock))
+		!ConditionalLockRelationOid(catalog->parked, AccessShareLock) ||
+		!ConditionalLockRelationOid(catalog->discard_request, AccessShareLock))
 	{
 		/* whether to send is not known: do not, until it is */
 		relay_commit(relay);
@@ -232,11 +234,13 @@ relay_read_control(Relay *relay)
 	}
 	topics = read_paused_topics(relay, &relay->paused);
 	parked_load(relay->parked);
+	discard_load(relay);
 	relay_commit(relay);
 
 	relay->control_seen = generation;
 	relay->control_known = true;
 	relay_held_pause(relay, topics, GetCurrentTimestamp());
+	discard_begin(relay);
 	relay_held_try_now(relay);
 	relay->look_at = 0;
 }

@@ -67,6 +67,7 @@ struct SegmentRing
 	Oid			extension;		/* whose ring this is */
 	int			current;
 	bool		hurry;
+	uint64		emptied;		/* how many, so far */
 	Segment		segments[OUTBOX_SEGMENTS];
 };
 
@@ -106,6 +107,12 @@ int
 segment_ring_current(const SegmentRing *ring)
 {
 	return ring->current;
+}
+
+uint64
+segment_ring_emptied(const SegmentRing *ring)
+{
+	return ring->emptied;
 }
 
 void
@@ -314,6 +321,7 @@ empty(SegmentRing *ring, int number, const CursorBound *done)
 	segment->blocks = 0;
 	store(ring, number);
 	commit();
+	ring->emptied++;
 	elog(DEBUG1, "emptied segment %d", number);
 	return true;
 }

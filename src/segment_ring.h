@@ -18,6 +18,9 @@ extern SegmentRing *segment_ring_load(const OutboxCatalog *catalog,
 
 extern int	segment_ring_current(const SegmentRing *ring);
 
+/* How many segments were emptied since it was loaded. */
+extern uint64 segment_ring_emptied(const SegmentRing *ring);
+
 /*
  * Room is scarce: segments are left and emptied as soon as that is possible,
  * whatever segment_size and retention say.

@@ -97,37 +97,43 @@ find_message(const OutboxCatalog *catalog, Datum event_id, FoundMessage *found)
 	UnregisterSnapshot(snapshot);
 }
 
-/* Parked messages are behind the progress, but Kafka does not have them. */
+/*
+ * Parked and discarded messages are behind the progress, but Kafka does not
+ * have them. table: of those, its first column, the primary key, is the id.
+ */
 static bool
-is_parked(const OutboxCatalog *catalog, int64 id)
+is_in(Oid table, int64 id)
 {
-	Relation	parked = table_open(catalog->parked, AccessShareLock);
+	Relation	rel = table_open(table, AccessShareLock);
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	SysScanDesc scan;
 	ScanKeyData key;
 	bool		found;
 
-	/* id is the first column, and the primary key */
 	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(id));
-	scan = systable_beginscan(parked, compat_primary_key_index(parked), true,
+	scan = systable_beginscan(rel, compat_primary_key_index(rel), true,
 							  snapshot, 1, &key);
 	found = HeapTupleIsValid(systable_getnext(scan));
 	systable_endscan(scan);
 	UnregisterSnapshot(snapshot);
-	table_close(parked, AccessShareLock);
+	table_close(rel, AccessShareLock);
 	return found;
 }
 
 static bool
-is_delivered(const FoundMessage *message, MemoryContext context)
+is_delivered(const FoundMessage *message, MemoryContext context, bool *discarded)
 {
 	MemoryContext old = MemoryContextSwitchTo(context);
+	bool		covered;
 	bool		result;
 
-	/* the progress first: a message is parked before it is covered */
-	result = held_or_main_delivered(catalog_get(false), message->xid, message->id,
-									message->slot) &&
-		!is_parked(catalog_get(false), message->id);
+	/* the progress first: a message is set aside before it is covered */
+	covered = held_or_main_delivered(catalog_get(false), message->xid, message->id,
+									 message->slot);
+	result = covered && !is_in(catalog_get(false)->parked, message->id);
+	*discarded = result && is_in(catalog_get(false)->discarded, message->id);
+	if (*discarded)
+		result = false;
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(context);
 	return result;
@@ -161,9 +167,10 @@ wait_delivered(RelaySlot *slot, const FoundMessage *message, TimestampTz end)
 	for (;;)
 	{
 		long		timeout;
+		bool		discarded;
 
-		result = is_delivered(message, context);
-		if (result)
+		result = is_delivered(message, context, &discarded);
+		if (result || discarded)
 			break;
 		timeout = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
 		if (timeout <= 0)
@@ -203,8 +210,8 @@ wait_counted(RelaySlot *slot, const FoundMessage *message, TimestampTz end)
 }
 
 /*
- * True when acknowledged, false at the timeout, NULL when no such message is
- * retained (not published, rolled back, or retention is over).
+ * True when acknowledged, false at the timeout or when it was discarded, NULL
+ * when no such message is retained (not published, rolled back, or retention is over).
  */
 Datum
 outbox_kafka_wait_published(PG_FUNCTION_ARGS)

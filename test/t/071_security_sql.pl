@@ -167,7 +167,7 @@ my @calls = split /\n/, $node->safe_psql('trapped', q{
 		FROM unnest(p.proargtypes::oid[]) WITH ORDINALITY AS t(type, n)))
 	FROM pg_proc AS p
 	WHERE p.pronamespace = 'outbox'::regnamespace AND p.prorettype <> 'trigger'::regtype
-		AND p.proname NOT IN ('publish', 'grant_publish', 'revoke_publish', 'wait_published', 'pause', 'adopt')
+		AND p.proname NOT IN ('publish', 'grant_publish', 'revoke_publish', 'wait_published', 'pause', 'adopt', 'discard_topic')
 	ORDER BY 1});
 cmp_ok(scalar @calls, '>', 8, 'more functions');
 for my $call (@calls)
@@ -175,6 +175,8 @@ for my $call (@calls)
 	$call =~ s/::(text|uuid|xid8|interval|jsonb|regrole|bytea)\b/::pg_catalog.$1/g;
 	run_trapped($call, $call);
 }
+run_trapped('discard_topic', q{SELECT outbox.pause('no.such.topic'::pg_catalog.text);
+	SELECT outbox.discard_topic('no.such.topic'::pg_catalog.text); SELECT outbox.resume('no.such.topic'::pg_catalog.text)});
 run_trapped('adopt', 'SELECT outbox.adopt()');
 my @views = split /\n/, $node->safe_psql('trapped',
 	q{SELECT c.oid::regclass FROM pg_class AS c WHERE c.relnamespace = 'outbox'::regnamespace AND c.relkind IN ('v', 'r', 'p') ORDER BY 1});
