@@ -124,7 +124,8 @@ CREATE TABLE outbox.relay_state (
 	batch pg_snapshot,
 	batch_next_xid xid8,
 	batch_tail_id bigint,
-	batch_max_id bigint
+	batch_max_id bigint,
+	nonce uuid
 ) USING heap WITH (fillfactor = 10);
 COMMENT ON TABLE outbox.relay_state IS 'what is delivered, in snapshots; written by the relay alone';
 COMMENT ON COLUMN outbox.relay_state.cursor_id IS '0: the main cursor; else that of a row in outbox.held_lane';
@@ -137,6 +138,7 @@ COMMENT ON COLUMN outbox.relay_state.batch IS 'snapshot of the batch under way, 
 COMMENT ON COLUMN outbox.relay_state.batch_next_xid IS 'becomes done_next_xid';
 COMMENT ON COLUMN outbox.relay_state.batch_tail_id IS 'becomes tail_id';
 COMMENT ON COLUMN outbox.relay_state.batch_max_id IS 'no message of the batch has a higher id';
+COMMENT ON COLUMN outbox.relay_state.nonce IS 'exactly once: a position in Kafka with this nonce is one in this batch';
 
 CREATE TABLE outbox.relay_position (
 	cursor_id integer PRIMARY KEY,
@@ -155,6 +157,23 @@ INSERT INTO outbox.relay_state (cursor_id, writer_xid, database_oid, done, done_
 	WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database();
 UPDATE outbox.relay_state SET writer_xid = xmin;
 INSERT INTO outbox.relay_position (cursor_id, position) VALUES (0, 0);
+
+-- What is known of Kafka transactions, for outbox_kafka.delivery =
+-- exactly_once. Not dumped either.
+CREATE TABLE outbox.relay_transaction (
+	producer integer PRIMARY KEY,
+	defined text,
+	committed text,
+	cluster text,
+	parked bigint[]
+) USING heap WITH (fillfactor = 10);
+COMMENT ON TABLE outbox.relay_transaction IS 'Kafka transactions of the relay''s producers; written by the relay alone';
+COMMENT ON COLUMN outbox.relay_transaction.producer IS '0: that of the main cursor; 1: that of held lanes and parked messages';
+COMMENT ON COLUMN outbox.relay_transaction.defined IS 'nonce under which its next position is, or was, stored in Kafka';
+COMMENT ON COLUMN outbox.relay_transaction.committed IS 'nonce that Kafka had when this was written';
+COMMENT ON COLUMN outbox.relay_transaction.cluster IS 'id of the Kafka cluster';
+COMMENT ON COLUMN outbox.relay_transaction.parked IS 'ids of the parked messages that the definition is about, if it is about such';
+INSERT INTO outbox.relay_transaction (producer) VALUES (0), (1);
 
 -- Lanes that are held: cursors other than the main one, which passes over
 -- their messages.
@@ -225,6 +244,34 @@ CREATE TRIGGER relay_control_changed
 	AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON outbox.relay_control
 	FOR EACH STATEMENT EXECUTE FUNCTION outbox.relay_control_changed();
 ALTER TABLE outbox.relay_control ENABLE ALWAYS TRIGGER relay_control_changed;
+
+CREATE TABLE outbox.relay_conflict (
+	id integer PRIMARY KEY CHECK (id OPERATOR(pg_catalog.=) 1),
+	what text NOT NULL,
+	found_at timestamptz NOT NULL,
+	claimed_at timestamptz,
+	claimed_by text
+) USING heap;
+COMMENT ON TABLE outbox.relay_conflict IS 'why the relay does not send before outbox.claim(), if it does not; with exactly_once';
+COMMENT ON COLUMN outbox.relay_conflict.id IS 'always 1: there is one row, or none';
+COMMENT ON COLUMN outbox.relay_conflict.what IS 'what was found';
+COMMENT ON COLUMN outbox.relay_conflict.found_at IS 'when';
+COMMENT ON COLUMN outbox.relay_conflict.claimed_at IS 'when outbox.claim() was called; the relay then deletes the row';
+COMMENT ON COLUMN outbox.relay_conflict.claimed_by IS 'role that called it';
+CREATE TRIGGER relay_conflict_changed
+	AFTER UPDATE OR DELETE OR TRUNCATE ON outbox.relay_conflict
+	FOR EACH STATEMENT EXECUTE FUNCTION outbox.relay_control_changed();
+ALTER TABLE outbox.relay_conflict ENABLE ALWAYS TRIGGER relay_conflict_changed;
+
+CREATE FUNCTION outbox.claim() RETURNS void
+	LANGUAGE sql VOLATILE SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+		UPDATE outbox.relay_conflict
+			SET claimed_at = pg_catalog.clock_timestamp(), claimed_by = session_user
+			WHERE claimed_at IS NULL
+	$$;
+COMMENT ON FUNCTION outbox.claim() IS 'end the state conflict: this database is the one that sends, to the Kafka cluster that is set';
 
 CREATE FUNCTION outbox.pause() RETURNS void
 	LANGUAGE sql VOLATILE SECURITY DEFINER
@@ -609,7 +656,7 @@ DO $do$
 DECLARE
 	name pg_catalog.text;
 BEGIN
-	FOREACH name IN ARRAY ARRAY['segment', 'relay_state', 'relay_position', 'relay_control', 'held_lane', 'parked_message', 'discarded_message', 'discard_request', 'publish_grant', 'database_identity'] LOOP
+	FOREACH name IN ARRAY ARRAY['segment', 'relay_state', 'relay_position', 'relay_transaction', 'relay_control', 'relay_conflict', 'held_lane', 'parked_message', 'discarded_message', 'discard_request', 'publish_grant', 'database_identity'] LOOP
 		EXECUTE pg_catalog.format(
 			'CREATE TRIGGER ignore_replicated BEFORE INSERT OR UPDATE OR DELETE ON outbox.%1$I
 			 FOR EACH ROW EXECUTE FUNCTION outbox.ignore_replicated()', name);

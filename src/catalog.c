@@ -148,6 +148,8 @@ find_relations(OutboxCatalog *found)
 	found->held_lane = find_relation("held_lane", schema);
 	found->discarded = find_relation("discarded_message", schema);
 	found->discard_request = find_relation("discard_request", schema);
+	found->relay_transaction = find_relation("relay_transaction", schema);
+	found->relay_conflict = find_relation("relay_conflict", schema);
 
 	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
 	{

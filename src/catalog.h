@@ -38,6 +38,8 @@ typedef struct OutboxCatalog
 	Oid			held_lane;
 	Oid			discarded;		/* discarded_message */
 	Oid			discard_request;
+	Oid			relay_transaction;
+	Oid			relay_conflict;
 } OutboxCatalog;
 
 /*

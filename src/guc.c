@@ -33,6 +33,15 @@ int			guc_backlog_policy = BACKLOG_REFUSE;
 bool		guc_wait_for_standby = false;
 char	   *guc_identity_file = NULL;
 int			guc_max_databases = 64;
+int			guc_delivery = DELIVERY_AT_LEAST_ONCE;
+int			guc_max_transaction_messages = 20000;
+char	   *guc_fault_point = NULL;
+
+static const struct config_enum_entry delivery_options[] = {
+	{"at_least_once", DELIVERY_AT_LEAST_ONCE, false},
+	{"exactly_once", DELIVERY_EXACTLY_ONCE, false},
+	{NULL, 0, false}
+};
 
 static const struct config_enum_entry headers_options[] = {
 	{"cloudevents", HEADERS_CLOUDEVENTS, false},
@@ -179,6 +188,41 @@ guc_define(void)
 							32 * 1024, 64, 2 * 1024 * 1024,
 							PGC_SUSET, GUC_UNIT_KB,
 							NULL, NULL, NULL);
+
+	/*
+	 * Whether readers with isolation.level=read_committed get each message
+	 * once, at the price of some milliseconds and of waiting for one
+	 * transaction at a time, or sooner and perhaps again after a crash.
+	 */
+	DefineCustomEnumVariable("outbox_kafka.delivery",
+							 "Sends messages at least once, or exactly once in Kafka transactions.",
+							 NULL,
+							 &guc_delivery,
+							 DELIVERY_AT_LEAST_ONCE, delivery_options,
+							 PGC_SUSET, 0,
+							 NULL, NULL, NULL);
+
+	/*
+	 * Up to which size the messages of a transaction here become visible in
+	 * Kafka together. Readers wait for the whole of a Kafka transaction.
+	 */
+	DefineCustomIntVariable("outbox_kafka.max_transaction_messages",
+							"Messages of a Kafka transaction, with exactly_once.",
+							"More that were committed together are split.",
+							&guc_max_transaction_messages,
+							20000, 1, 1000000,
+							PGC_SUSET, 0,
+							NULL, NULL, NULL);
+
+	/* For tests alone: where the relay is to die, see fault.h. */
+	DefineCustomStringVariable("outbox_kafka.fault_point",
+							   "Where the relay is killed, for tests.",
+							   NULL,
+							   &guc_fault_point,
+							   "",
+							   PGC_SUSET,
+							   GUC_SUPERUSER_ONLY | GUC_NOT_IN_SAMPLE | GUC_NO_SHOW_ALL,
+							   NULL, NULL, NULL);
 
 	/*
 	 * How long delivered messages can still be looked at: disk space against

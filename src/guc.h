@@ -75,6 +75,21 @@ extern char *guc_identity_file;
 /* How many databases of this server can have a relay at a time. */
 extern int	guc_max_databases;
 
+enum Delivery
+{
+	DELIVERY_AT_LEAST_ONCE,
+	DELIVERY_EXACTLY_ONCE
+};
+
+/* Whether messages are sent in Kafka transactions (enum Delivery). */
+extern int	guc_delivery;
+
+/* A larger batch of messages is split into several of them. */
+extern int	guc_max_transaction_messages;
+
+/* Where a test lets the relay die, see fault.h. */
+extern char *guc_fault_point;
+
 extern void guc_define(void);
 
 #endif							/* OUTBOX_GUC_H */

@@ -27,7 +27,6 @@
  * they are queued, a record costs no allocation of ours.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <netdb.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -35,15 +34,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#ifdef __linux__
-#include <sys/eventfd.h>
-#endif
 
 #include "kafka.h"
 #include "kafka_client.h"
 #include "kafka_conf.h"
 #include "kafka_error.h"
+#include "kafka_producer.h"
 #include "kafka_resolve.h"
+#include "kafka_wake.h"
 
 #define TOPIC_BUCKETS 256
 #define REPORTS_AT_ONCE 256
@@ -74,11 +72,11 @@ struct KafkaProducer
 	pid_t		owner;			/* threads do not follow a fork */
 	rd_kafka_t *rk;
 	rd_kafka_queue_t *queue;	/* reports, errors and log lines */
-	int			wake_fd;		/* read end */
-	int			wake_write_fd;	/* the same where there is eventfd */
+	KafkaWake	wake;
 	int			outstanding;
 	bool		dead;
 	KafkaError	death;			/* if dead */
+	KafkaTransactions *transactions;	/* NULL: it has none */
 	KafkaTopic *topics[TOPIC_BUCKETS];
 
 	/* shared with librdkafka's threads */
@@ -89,64 +87,38 @@ struct KafkaProducer
 };
 
 /* ----------
- * The descriptor
+ * For kafka_transaction.c
  * ----------
  */
 
-static bool
-wake_open(KafkaProducer *producer)
+rd_kafka_t *
+kafka_producer_handle(const KafkaProducer *producer)
 {
-#ifdef __linux__
-	producer->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-	producer->wake_write_fd = producer->wake_fd;
-	return producer->wake_fd >= 0;
-#else
-	int			fds[2];
+	return producer->rk;
+}
 
-	if (pipe(fds) != 0)
-		return false;
-	for (int i = 0; i < 2; i++)
+KafkaTransactions *
+kafka_producer_transactions(const KafkaProducer *producer)
+{
+	return producer->transactions;
+}
+
+void
+kafka_producer_wake(const KafkaProducer *producer)
+{
+	kafka_wake_set(&producer->wake);
+}
+
+void
+kafka_producer_discard_events(KafkaProducer *producer, int timeout_ms)
+{
+	rd_kafka_event_t *event;
+
+	while ((event = rd_kafka_queue_poll(producer->queue, timeout_ms)) != NULL)
 	{
-		fcntl(fds[i], F_SETFL, O_NONBLOCK);
-		fcntl(fds[i], F_SETFD, FD_CLOEXEC);
+		rd_kafka_event_destroy(event);
+		timeout_ms = 0;
 	}
-	producer->wake_fd = fds[0];
-	producer->wake_write_fd = fds[1];
-	return true;
-#endif
-}
-
-static void
-wake_close(KafkaProducer *producer)
-{
-	if (producer->wake_write_fd >= 0 && producer->wake_write_fd != producer->wake_fd)
-		close(producer->wake_write_fd);
-	if (producer->wake_fd >= 0)
-		close(producer->wake_fd);
-}
-
-/* Make the descriptor readable. From any thread. */
-static void
-wake_set(const KafkaProducer *producer)
-{
-	uint64_t	one = 1;
-	ssize_t		rc;
-
-	do
-		rc = write(producer->wake_write_fd, &one, sizeof(one));
-	while (rc < 0 && errno == EINTR);
-	/* full: it is readable already */
-}
-
-static void
-wake_clear(const KafkaProducer *producer)
-{
-	uint64_t	buffer[64];
-	ssize_t		rc;
-
-	do
-		rc = read(producer->wake_fd, buffer, sizeof(buffer));
-	while (rc == (ssize_t) sizeof(buffer) || (rc < 0 && errno == EINTR));
 }
 
 /* ----------
@@ -202,7 +174,7 @@ note_link_state(rd_kafka_t *rk, int32_t broker_id, const char *secproto,
 	pthread_mutex_unlock(&producer->links_lock);
 
 	if (changed)
-		wake_set(producer);
+		kafka_wake_set(&producer->wake);
 	return RD_KAFKA_RESP_ERR_NO_ERROR;
 }
 
@@ -264,7 +236,7 @@ free_producer(KafkaProducer *producer)
 		producer->links = next;
 	}
 	pthread_mutex_destroy(&producer->links_lock);
-	wake_close(producer);
+	kafka_wake_close(&producer->wake);
 	free(producer);
 }
 
@@ -273,6 +245,7 @@ kafka_producer_create(const KafkaProducerConfig *config, KafkaError *error)
 {
 	KafkaProducer *producer;
 	rd_kafka_conf_t *conf;
+	rd_kafka_conf_t *copy = NULL;	/* for kafka_transaction.c */
 	rd_kafka_error_t *sasl_error;
 	uint64_t	one = 1;
 	char		reason[KAFKA_ERROR_LENGTH];
@@ -292,11 +265,11 @@ kafka_producer_create(const KafkaProducerConfig *config, KafkaError *error)
 		return NULL;
 	}
 	producer->owner = getpid();
-	producer->wake_fd = -1;
-	producer->wake_write_fd = -1;
+	producer->wake.fd = -1;
+	producer->wake.write_fd = -1;
 	pthread_mutex_init(&producer->links_lock, NULL);
 
-	if (!wake_open(producer))
+	if (!kafka_wake_open(&producer->wake))
 	{
 		snprintf(reason, sizeof(reason), "could not make a descriptor to wait on: %s",
 				 strerror(errno));
@@ -313,32 +286,49 @@ kafka_producer_create(const KafkaProducerConfig *config, KafkaError *error)
 		free_producer(producer);
 		return NULL;
 	}
-	rd_kafka_conf_set_events(conf, RD_KAFKA_EVENT_DR | RD_KAFKA_EVENT_ERROR |
-							 RD_KAFKA_EVENT_LOG);
 #if RD_KAFKA_VERSION >= 0x020000ff
 	rd_kafka_conf_set_opaque(conf, producer);
 	rd_kafka_conf_set_resolve_cb(conf, look_up);
 #endif
+	if (config->transactional_id != NULL)
+		copy = rd_kafka_conf_dup(conf);
+	rd_kafka_conf_set_events(conf, RD_KAFKA_EVENT_DR | RD_KAFKA_EVENT_ERROR |
+							 RD_KAFKA_EVENT_LOG);
 
 	producer->rk = kafka_client_start(conf, register_watch, producer, reason, sizeof(reason));
 	if (producer->rk == NULL)
 	{
 		kafka_fill_error(error, KAFKA_ERROR_CLIENT, rd_kafka_last_error(), reason);
+		if (copy != NULL)
+			rd_kafka_conf_destroy(copy);
 		free_producer(producer);
 		return NULL;
 	}
 
 	producer->queue = rd_kafka_queue_get_main(producer->rk);
 	rd_kafka_set_log_queue(producer->rk, NULL);
-	rd_kafka_queue_io_event_enable(producer->queue, producer->wake_write_fd,
+	rd_kafka_queue_io_event_enable(producer->queue, producer->wake.write_fd,
 								   &one, sizeof(one));
 	/* what came before that was not announced */
-	wake_set(producer);
+	kafka_wake_set(&producer->wake);
 
 	/* tokens are fetched over the network: never in the caller's thread */
 	sasl_error = rd_kafka_sasl_background_callbacks_enable(producer->rk);
 	if (sasl_error != NULL)
 		rd_kafka_error_destroy(sasl_error); /* no OAUTHBEARER, no queue for it */
+
+	if (config->transactional_id != NULL)
+	{
+		producer->transactions = kafka_transactions_create(producer, config->transactional_id, copy);
+		if (producer->transactions == NULL)
+		{
+			kafka_fill_error(error, KAFKA_ERROR_CLIENT,
+							 RD_KAFKA_RESP_ERR__CRIT_SYS_RESOURCE,
+							 "could not start a thread for transactions");
+			kafka_producer_destroy(producer);
+			return NULL;
+		}
+	}
 	return producer;
 }
 
@@ -349,6 +339,8 @@ kafka_producer_destroy(KafkaProducer *producer)
 		return;
 
 	kafka_resolve_leave(&producer->ending);
+	if (producer->transactions != NULL)
+		kafka_transactions_end(producer->transactions);
 	rd_kafka_queue_io_event_enable(producer->queue, -1, NULL, 0);
 	rd_kafka_purge(producer->rk, RD_KAFKA_PURGE_F_QUEUE |
 				   RD_KAFKA_PURGE_F_INFLIGHT | RD_KAFKA_PURGE_F_NON_BLOCKING);
@@ -421,7 +413,7 @@ kafka_producer_outstanding(const KafkaProducer *producer)
 int
 kafka_producer_fd(const KafkaProducer *producer)
 {
-	return producer->wake_fd;
+	return producer->wake.fd;
 }
 
 static void
@@ -506,7 +498,7 @@ kafka_producer_serve(KafkaProducer *producer, const KafkaEventHandlers *handlers
 	rd_kafka_event_t *event;
 	int			served = 0;
 
-	wake_clear(producer);
+	kafka_wake_clear(&producer->wake);
 	while (served < max_events &&
 		   (event = rd_kafka_queue_poll(producer->queue, 0)) != NULL)
 	{
@@ -528,7 +520,7 @@ kafka_producer_serve(KafkaProducer *producer, const KafkaEventHandlers *handlers
 		served++;
 	}
 	if (served == max_events)
-		wake_set(producer);
+		kafka_wake_set(&producer->wake);
 	return served;
 }
 

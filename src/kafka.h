@@ -50,6 +50,7 @@ typedef struct KafkaProducerConfig
 	bool		bulk;			/* batches rather than latency */
 	int			max_in_flight;	/* messages */
 	int			max_in_flight_kb;
+	const char *transactional_id;	/* or NULL: no transactions */
 } KafkaProducerConfig;
 
 typedef struct KafkaRecord
@@ -110,7 +111,7 @@ extern KafkaProducer *kafka_producer_create(const KafkaProducerConfig *config,
 
 /*
  * Drop what is queued and end the threads: milliseconds, whatever the broker
- * does. Topics and headers of this producer are gone with it.
+ * does, or half a second if a transaction has to be aborted. Topics and headers of this producer are gone with it.
  */
 extern void kafka_producer_destroy(KafkaProducer *producer);
 

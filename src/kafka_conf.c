@@ -49,6 +49,9 @@
  */
 #define RECEIVE_MAX_BYTES "16000000"
 
+/* So long a dead relay's transaction keeps readers of its partitions waiting. */
+#define TRANSACTION_TIMEOUT_MS "10000"
+
 typedef enum PropertyPlace
 {
 	ANYWHERE,
@@ -364,6 +367,7 @@ set_defaults(rd_kafka_conf_t *conf, const KafkaProducerConfig *config,
 	int64_t		kilobytes = 2 * (int64_t) config->max_in_flight_kb + SPARE_KILOBYTES;
 	char		messages_text[32];
 	char		kilobytes_text[32];
+	bool		transactional = config->transactional_id != NULL;
 
 	snprintf(messages_text, sizeof(messages_text), "%lld",
 			 (long long) (messages < 10000000 ? messages : 10000000));
@@ -380,7 +384,8 @@ set_defaults(rd_kafka_conf_t *conf, const KafkaProducerConfig *config,
 			/* the promises */
 			{"acks", "all", false},
 			{"enable.idempotence", "true", false},
-			{"enable.gapless.guarantee", "true", false},
+			/* an error ends a transaction, with all that would follow a gap */
+			{"enable.gapless.guarantee", transactional ? "false" : "true", false},
 			{"message.timeout.ms", "0", false},
 			/* publish() has checked the size; the broker has the last word */
 			{"message.max.bytes", "1000000000", false},
@@ -394,7 +399,12 @@ set_defaults(rd_kafka_conf_t *conf, const KafkaProducerConfig *config,
 			{"socket.keepalive.enable", "true", false},
 			{"reconnect.backoff.ms", "50", false},
 			{"reconnect.backoff.max.ms", "500", false},
-			{"retry.backoff.ms", "20", false},
+
+			/*
+			 * so long a transaction waits for the last one's markers, each
+			 * time
+			 */
+			{"retry.backoff.ms", transactional ? "2" : "20", false},
 			{"retry.backoff.max.ms", "1000", true},
 			/* answers to a producer are small: bounds what a broker can send */
 			{"receive.message.max.bytes", RECEIVE_MAX_BYTES, false},
@@ -416,7 +426,11 @@ set_defaults(rd_kafka_conf_t *conf, const KafkaProducerConfig *config,
 				return false;
 		}
 	}
-	return true;
+	return !transactional ||
+		(set_default(conf, "transactional.id", config->transactional_id, false,
+					 reason, reason_size) &&
+		 set_default(conf, "transaction.timeout.ms", TRANSACTION_TIMEOUT_MS, false,
+					 reason, reason_size));
 }
 
 /*

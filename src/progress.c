@@ -4,9 +4,7 @@
  *
  * Both hold one row a cursor and are written some ten times a second while
  * messages flow, also while another session holds back the vacuum horizon for
- * hours. So a row is not looked for, it is updated where it was last written
- * (its TID is remembered as long as the table's file stays the same), and the
- * page is pruned in passing.
+ * hours: see row_place.h.
  *
  * Why a row that is on disk can be trusted after a crash.  Its transaction
  * draws an xid after the bound was taken, so that once the row is durable the
@@ -21,14 +19,11 @@
  */
 #include "postgres.h"
 
-#include "access/heapam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
-#include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/indexing.h"
 #include "miscadmin.h"
-#include "storage/bufmgr.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
@@ -36,7 +31,7 @@
 
 #include "progress.h"
 
-#define Natts_relay_state 10
+#define Natts_relay_state 11
 #define Anum_relay_state_cursor_id 1
 #define Anum_relay_state_writer_xid 2
 #define Anum_relay_state_database_oid 3
@@ -47,34 +42,11 @@
 #define Anum_relay_state_batch_next_xid 8
 #define Anum_relay_state_batch_tail_id 9
 #define Anum_relay_state_batch_max_id 10
+#define Anum_relay_state_nonce 11
 
 #define Natts_relay_position 2
 #define Anum_relay_position_cursor_id 1
 #define Anum_relay_position_position 2
-
-/* Copy of a cursor's row, in the current context, or NULL. */
-static HeapTuple
-find_row(Relation rel, int cursor_id, Snapshot snapshot)
-{
-	TableScanDesc scan = table_beginscan(rel, snapshot, 0, NULL);
-	HeapTuple	tuple;
-	HeapTuple	result = NULL;
-
-	while ((tuple = heap_getnext(scan, ForwardScanDirection)) != NULL)
-	{
-		bool		isnull;
-
-		/* cursor_id is the first column of both tables */
-		if (DatumGetInt32(heap_getattr(tuple, 1, RelationGetDescr(rel),
-									   &isnull)) == cursor_id)
-		{
-			result = heap_copytuple(tuple);
-			break;
-		}
-	}
-	table_endscan(scan);
-	return result;
-}
 
 static Relation
 open_table(Oid relation, LOCKMODE mode, CursorLocking locking)
@@ -143,8 +115,8 @@ progress_read(const OutboxCatalog *catalog, int cursor_id,
 
 	/* one snapshot for both: a position means nothing in another batch */
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	position = find_row(positions, cursor_id, snapshot);
-	state = find_row(states, cursor_id, snapshot);
+	position = row_place_read(positions, cursor_id, snapshot);
+	state = row_place_read(states, cursor_id, snapshot);
 	UnregisterSnapshot(snapshot);
 
 	if (state == NULL || position == NULL)
@@ -154,6 +126,7 @@ progress_read(const OutboxCatalog *catalog, int cursor_id,
 		TupleDesc	desc = RelationGetDescr(states);
 		TransactionId writer;
 		Oid			database;
+		Datum		value;
 
 		writer = DatumGetTransactionId(heap_getattr(state, Anum_relay_state_writer_xid,
 													desc, &isnull));
@@ -171,6 +144,10 @@ progress_read(const OutboxCatalog *catalog, int cursor_id,
 									 context);
 		progress->position = int64_attribute(position, RelationGetDescr(positions),
 											 Anum_relay_position_position, &isnull);
+		value = heap_getattr(state, Anum_relay_state_nonce, desc, &isnull);
+		progress->has_nonce = !isnull && progress->batch != NULL;
+		if (progress->has_nonce)
+			progress->nonce = *DatumGetUUIDP(value);
 		if (progress->batch == NULL)
 			progress->position = 0;
 	}
@@ -195,46 +172,6 @@ progress_covers(const Progress *progress, uint64 xid, int64 id)
 		return true;
 	return progress->batch != NULL && id <= progress->position &&
 		xid_snapshot_sees(progress->batch->snapshot, xid);
-}
-
-/* Make sure place says where the cursor's row is. False: there is none. */
-static bool
-locate(Relation rel, RowPlace *place, int cursor_id)
-{
-	Snapshot	snapshot;
-	HeapTuple	tuple;
-
-	if (place->file == rel->rd_rel->relfilenode)
-		return true;
-
-	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	tuple = find_row(rel, cursor_id, snapshot);
-	UnregisterSnapshot(snapshot);
-	if (tuple == NULL)
-		return false;
-	place->file = rel->rd_rel->relfilenode;
-	place->tid = tuple->t_self;
-	return true;
-}
-
-/* Update the row at place, remove what it leaves behind, remember the new one. */
-static void
-replace_row(Relation rel, RowPlace *place, HeapTuple tuple)
-{
-	ItemPointerData old = place->tid;
-	Buffer		buffer;
-
-	/* should this transaction fail, the place is not to be trusted */
-	place->file = InvalidOid;
-
-	buffer = ReadBuffer(rel, ItemPointerGetBlockNumber(&old));
-	heap_page_prune_opt(rel, buffer);
-	ReleaseBuffer(buffer);
-
-	CatalogTupleUpdate(rel, &old, tuple);
-	place->tid = tuple->t_self;
-	place->file = rel->rd_rel->relfilenode;
-	heap_freetuple(tuple);
 }
 
 static void
@@ -277,6 +214,8 @@ form_state(Relation rel, int cursor_id, const Progress *progress)
 	if (progress->batch)
 		values[Anum_relay_state_batch_max_id - 1] =
 			Int64GetDatum(progress->batch->max_id);
+	nulls[Anum_relay_state_nonce - 1] = (progress->batch == NULL || !progress->has_nonce);
+	values[Anum_relay_state_nonce - 1] = UUIDPGetDatum(&progress->nonce);
 	return heap_form_tuple(RelationGetDescr(rel), values, nulls);
 }
 
@@ -301,16 +240,16 @@ progress_write(const OutboxCatalog *catalog, int cursor_id, ProgressPlace *place
 		}
 	}
 
-	if (!locate(positions, &place->position, cursor_id) ||
-		(state && !locate(states, &place->state, cursor_id)))
+	if (!row_place_find(positions, &place->position, cursor_id) ||
+		(state && !row_place_find(states, &place->state, cursor_id)))
 		result = PROGRESS_MISSING;
 	else
 	{
-		replace_row(positions, &place->position,
-					form_position(positions, cursor_id, progress));
+		row_place_replace(positions, &place->position,
+						  form_position(positions, cursor_id, progress));
 		if (state)
-			replace_row(states, &place->state,
-						form_state(states, cursor_id, progress));
+			row_place_replace(states, &place->state,
+							  form_state(states, cursor_id, progress));
 	}
 
 	if (states)
@@ -336,7 +275,7 @@ delete_row(Relation rel, int cursor_id)
 {
 	RowPlace	place = {0};
 
-	if (!locate(rel, &place, cursor_id))
+	if (!row_place_find(rel, &place, cursor_id))
 		progress_raise_missing();
 	CatalogTupleDelete(rel, &place.tid);
 }

@@ -5,10 +5,11 @@
 #ifndef OUTBOX_PROGRESS_H
 #define OUTBOX_PROGRESS_H
 
-#include "storage/itemptr.h"
+#include "utils/uuid.h"
 
 #include "catalog.h"
 #include "cursor.h"
+#include "row_place.h"
 
 typedef enum ProgressResult
 {
@@ -25,6 +26,9 @@ typedef struct Progress
 	CursorBound *done;
 	CursorBound *batch;			/* or NULL */
 	int64		position;
+	bool		has_nonce;		/* of the batch's definition, see
+								 * relay_transaction.c */
+	pg_uuid_t	nonce;
 } Progress;
 
 /*
@@ -42,12 +46,6 @@ extern void progress_raise_missing(void);
 extern bool progress_covers(const Progress *progress, uint64 xid, int64 id);
 
 /* Where the writer of a cursor wrote its rows last; zeroed at first. */
-typedef struct RowPlace
-{
-	Oid			file;			/* pg_class.relfilenode then; 0: unknown */
-	ItemPointerData tid;
-} RowPlace;
-
 typedef struct ProgressPlace
 {
 	RowPlace	state;

@@ -45,6 +45,7 @@
 #include "relay_isolation.h"
 #include "relay_parked.h"
 #include "relay_standby.h"
+#include "relay_transaction.h"
 #include "worker.h"
 
 /* Look for messages this often even if nobody says that there are any. */
@@ -74,11 +75,14 @@ present_state(const Relay *relay)
 {
 	if (guc_bootstrap_servers[0] == '\0')
 		return RELAY_UNCONFIGURED;
+	if (relay->conflict)
+		return RELAY_CONFLICT;
 	if (relay->failures > 0)
 		return RELAY_FAILED;
 	if (relay->paused)
 		return RELAY_PAUSED;
-	if (relay->producer == NULL || !kafka_producer_is_connected(relay->producer))
+	if (relay->producer == NULL || !kafka_producer_is_connected(relay->producer) ||
+		(relay->exact && !relay_transaction_is_open(relay, TRANSACTION_MAIN)))
 		return RELAY_CONNECTING;
 	if (relay_standby_is_late(relay))
 		return RELAY_STANDBY;
@@ -94,7 +98,7 @@ drain(Relay *relay, int timeout_ms)
 	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms);
 
 	while (relay->producer != NULL &&
-		   relay_in_flight(relay) > 0 &&
+		   (relay->exact ? relay_transaction_is_ending(relay) : relay_in_flight(relay) > 0) &&
 		   kafka_producer_is_connected(relay->producer))
 	{
 		TimestampTz now = GetCurrentTimestamp();
@@ -106,6 +110,8 @@ drain(Relay *relay, int timeout_ms)
 		CHECK_FOR_INTERRUPTS();
 		relay_producer_serve(relay);
 		isolation_serve(relay, now);
+		if (relay->exact)
+			relay_transaction_serve(relay, TRANSACTION_SECOND, now);
 	}
 }
 
@@ -115,13 +121,15 @@ reload(Relay *relay)
 	ConfigReloadPending = false;
 	ProcessConfigFile(PGC_SIGHUP);
 
-	if (relay->producer != NULL && relay_producer_is_outdated(relay))
+	if (relay->producer == NULL || relay_producer_is_outdated(relay))
 	{
-		ereport(LOG,
-				(errmsg("outbox_kafka makes a new producer, its settings may have changed")));
+		if (relay->producer != NULL)
+			ereport(LOG,
+					(errmsg("outbox_kafka makes a new producer, its settings may have changed")));
 		drain(relay, SHUTDOWN_DRAIN_MS);
 		relay_producer_close(relay);
 		isolation_close(relay);
+		relay_transactions_configure(relay);
 	}
 	/* whatever failed may go well with the new settings */
 	relay->failures = 0;
@@ -164,10 +172,16 @@ pace(const Relay *relay)
 static bool
 may_read(const Relay *relay, TimestampTz now)
 {
+	/* what has begun has to end, and soon */
+	if (relay_transaction_has_begun(relay))
+		return !relay->reset_needed && relay->producer != NULL && relay->retry_at == 0 &&
+			relay_transaction_may_read(relay, NULL) && relay_has_room(relay);
+
 	return !relay->paused && !relay->reset_needed &&
 		relay->producer != NULL && !relay_producer_is_changing(relay) &&
 		relay->retry_at == 0 && relay->unproven == NULL &&
 		!catchup_merges(relay, now) &&
+		(!relay->exact || relay_transaction_may_read(relay, NULL)) &&
 		(kafka_producer_is_connected(relay->producer) ||
 		 window_oldest(relay->window) == NULL) &&
 		relay_has_room(relay);
@@ -180,6 +194,14 @@ may_send_parked(const Relay *relay)
 		relay->producer != NULL && !relay_producer_is_changing(relay) &&
 		relay->retry_at == 0 &&
 		kafka_producer_is_connected(relay->producer);
+}
+
+/* Whether it is known what became of parked messages that were sent. */
+static bool
+parked_is_final(const Relay *relay)
+{
+	return parked_is_finished(relay->parked) &&
+		!(relay->exact && relay_transaction_is_parked(relay));
 }
 
 /* A connection that comes up makes it worth while to ask for a topic at once. */
@@ -259,13 +281,14 @@ sleep_until_needed(Relay *relay, TimestampTz now, TimestampTz progress_due,
 	timeout = until(now, catchup_due(relay, now), timeout);
 	timeout = until(now, isolation_due(relay), timeout);
 	timeout = until(now, discard_due(relay), timeout);
+	timeout = until(now, relay_transaction_due(relay), timeout);
 	if (may_send_parked(relay) && parked_in_flight(relay->parked) == 0)
 		timeout = until(now, parked_due(relay->parked), timeout);
 	if (relay->reset_needed)
 		timeout = until(now, relay->reset_by, timeout);
 
 	/* it was dropped just now, and there is no reason to wait */
-	if (relay->producer == NULL && relay->retry_at == 0 &&
+	if (relay->producer == NULL && relay->retry_at == 0 && !relay->conflict &&
 		guc_bootstrap_servers[0] != '\0')
 		timeout = 0;
 
@@ -326,11 +349,13 @@ run(Relay *relay)
 			relay_producer_open(relay);
 		relay_producer_serve(relay);
 		isolation_serve(relay, now);
+		if (relay->exact)
+			relay_transaction_serve(relay, TRANSACTION_SECOND, now);
 		note_connection(relay);
 		measure_rate(relay, now);
 		check_safety_net(relay, now);
 
-		if (parked_is_finished(relay->parked))
+		if (parked_is_final(relay))
 			parked_finish(relay, now);
 		if (may_send_parked(relay))
 			parked_send(relay, now);
@@ -426,7 +451,7 @@ outbox_kafka_relay_main(Datum main_arg)
 	/* an orderly end: wait a little for acknowledgements, keep what came */
 	if (!relay->superseded)
 		drain(relay, SHUTDOWN_DRAIN_MS);
-	if (parked_is_finished(relay->parked))
+	if (parked_is_final(relay))
 		parked_finish(relay, GetCurrentTimestamp());
 	if (!relay->superseded &&
 		(window_delivered(relay->window) != relay->stored_delivered ||

@@ -24,6 +24,7 @@
 #include "relay_catchup.h"
 #include "relay_discard.h"
 #include "relay_isolation.h"
+#include "relay_transaction.h"
 
 /* A lane that has not answered for so long is held, */
 #define LANE_TIMEOUT_MS 2000
@@ -96,9 +97,11 @@ look_at_silent_lane(void *arg, RelayTopic *topic, int partition)
 static bool
 find_blocking_lane(Relay *relay, TimestampTz now, RelayTopic **topic, int *partition)
 {
-	const WindowEntry *oldest = window_oldest(relay->window);
+	const WindowEntry *oldest = relay->exact ?
+	window_oldest_unacknowledged(relay->window) : window_oldest(relay->window);
 	int			patience = LONG_SILENCE_MS;
-	bool		blocks = relay->unproven != NULL || !relay_has_room(relay);
+	bool		blocks = relay->unproven != NULL || !relay_has_room(relay) ||
+	relay_transaction_is_ending(relay);
 
 	if (oldest == NULL)
 		return false;
@@ -275,6 +278,8 @@ has_room(const Relay *relay, const RelayHeld *held)
 {
 	int			in_flight = window_in_flight(held->window);
 
+	if (relay->exact)
+		return relay_transaction_may_read(relay, held) && relay_has_room_for_bytes(relay);
 	if (!held->proven && in_flight > 0)
 		return false;
 	if (held->isolated && in_flight >= held->limit)
@@ -304,6 +309,11 @@ send(Relay *relay, RelayHeld *held, TimestampTz now)
 	if (window_is_reading(held->window) || window_read_bound(held->window) != newest)
 	{
 		held->merging_since = 0;
+		if (relay->exact && isolation_producer(relay, now) == NULL)
+		{
+			held->next_try_at = TimestampTzPlusMilliseconds(now, BLOCKED_MS);
+			return false;
+		}
 		if (!has_room(relay, held))
 			return false;
 		result = relay_read_held(relay, held);
@@ -319,7 +329,9 @@ send(Relay *relay, RelayHeld *held, TimestampTz now)
 		(held->isolated && !TimestampDifferenceExceeds(held->refused_at, now, CLEAN_MS)))
 		return more;
 
-	if (window_oldest(held->window) == NULL)
+	/* what a lost transaction passed over would be read again, and sent */
+	if (window_oldest(held->window) == NULL &&
+		(!relay->exact || window_oldest(relay->window) == NULL))
 		merge(relay, held, now);
 	else if (held->merging_since == 0)
 	{

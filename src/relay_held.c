@@ -35,6 +35,8 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
+#include "access/xlog.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -42,6 +44,7 @@
 #include "guc.h"
 #include "relay_discard.h"
 #include "relay_held.h"
+#include "relay_transaction.h"
 
 /* More than so many are not held; then the main cursor waits. */
 #define MAX_HELD 1000
@@ -128,6 +131,7 @@ make(Relay *relay, const HeldLane *lane, const Progress *start)
 	held->topic = relay_topic(relay->topics, lane->topic, (int) strlen(lane->topic));
 	held->batch_end = durability_position();
 	held->window = window_create(1, start, relay->context);
+	window_set_transactional(held->window, relay->exact);
 	relay_held_note_stored(held);
 	return held;
 }
@@ -138,6 +142,7 @@ relay_held_remove(Relay *relay, RelayHeld *held)
 	RelayTopic *topic = held->topic;
 	bool		pinned = false;
 
+	relay_transaction_forget_held(relay, held);
 	relay->held = list_delete_ptr(relay->held, held);
 	for (int i = 0; i < RELAY_TOPIC_HELD; i++)
 	{
@@ -305,6 +310,13 @@ relay_hold(Relay *relay, RelayTopic *topic, int partition, HeldReason reason,
 	if (relay_held_find(topic, partition) != NULL)
 		return true;
 
+	/* its messages in an open transaction are neither delivered nor not */
+	if (relay->exact && window_oldest(relay->window) != NULL)
+		return relay_transaction_hold_later(relay, topic, partition, reason, error);
+
+	/* the batch is another one's definition */
+	start.has_nonce = false;
+
 	lane.cursor_id = free_cursor_id(relay);
 	strlcpy(lane.topic, topic->name, sizeof(lane.topic));
 	lane.partition = partition;
@@ -317,9 +329,15 @@ relay_hold(Relay *relay, RelayTopic *topic, int partition, HeldReason reason,
 	catalog = relay_catalog(relay);
 	if (catalog != NULL)
 		written = held_insert(catalog, &lane, &start);
+
+	/* the main cursor's position in Kafka will be past it */
+	if (relay->exact)
+		ForceSyncCommit();
 	relay_commit(relay);
 	if (!written)
 		return false;
+	if (relay->exact)
+		relay->standby_awaited = XactLastCommitEnd;
 
 	cursor_bound_share(start.done);
 	if (start.batch)
@@ -327,6 +345,7 @@ relay_hold(Relay *relay, RelayTopic *topic, int partition, HeldReason reason,
 	held = make(relay, &lane, &start);
 	take_leftovers(relay, held);
 	held->paused = (reason == HELD_PAUSED);
+	held->isolated = relay->exact;
 	enter(relay, held);
 	if (reason != HELD_PAUSED)
 	{
@@ -596,7 +615,10 @@ relay_held_forget_producer(Relay *relay, bool isolation)
 		}
 		if (held->isolated != isolation)
 			continue;
-		relay->repeated += window_in_flight(held->window);
+		if (relay->exact)
+			relay->held_delivered -= window_acknowledged_out_of_order(held->window);
+		else
+			relay->repeated += window_in_flight(held->window);
 		held->proven = false;
 		held->next_try_at = 0;
 		window_reset(held->window);

@@ -33,6 +33,8 @@ typedef struct RelayHeld
 	RelayHeldState state;
 	bool		paused;			/* outbox.pause(topic) */
 	bool		isolated;		/* sends by the second producer */
+	bool		define;			/* store its batch in any case */
+	bool		tentative;		/* see relay_transaction.c */
 	int			limit;			/* if so, so many may be in flight */
 	int			taken;			/* acknowledged since that was set */
 	int			suspects;		/* of so many one was refused */

@@ -53,7 +53,7 @@ relay_held_progress_due(const Relay *relay, bool at_once)
 		if (held->changed)
 			due = due_sooner(due, TimestampTzPlusMilliseconds(held->updated_at,
 															  UPDATE_INTERVAL_MS));
-		if (has_progress(held))
+		if (has_progress(held) || held->define)
 			due = due_sooner(due, at_once ? held->stored_at :
 							 TimestampTzPlusMilliseconds(held->stored_at, STORE_INTERVAL_MS));
 	}
@@ -70,14 +70,15 @@ relay_held_progress_write(Relay *relay, const OutboxCatalog *catalog, TimestampT
 	{
 		RelayHeld  *held = (RelayHeld *) lfirst(lc);
 
-		if (has_progress(held))
+		if (has_progress(held) || held->define)
 		{
 			Progress	progress = window_progress(held->window);
 			ProgressResult result;
 
 			result = progress_write(&copy, held->lane.cursor_id, &held->place, &progress,
 									progress.done != held->stored_done ||
-									progress.batch != held->stored_batch);
+									progress.batch != held->stored_batch || held->define);
+			held->define = false;
 			if (result == PROGRESS_MISSING)
 				progress_raise_missing();
 			if (result != PROGRESS_OK)

@@ -16,6 +16,7 @@
  *	relay_discard.c		messages that somebody gives up
  *	relay_progress.c	storing progress, reporting to shared memory
  *	relay_standby.c		waiting for the synchronous standby
+ *	relay_transaction.c	exactly once: the Kafka transactions
  *	relay_backlog.c		measuring what is on disk
  */
 #ifndef OUTBOX_RELAY_INTERNAL_H
@@ -74,6 +75,7 @@ typedef struct Relay
 	RelayTopic *refused_topic;
 	int			refused_partition;
 	char		refusal_text[SLOT_ERROR_LENGTH];
+	char		lost_text[KAFKA_ERROR_LENGTH];	/* why a transaction failed */
 	bool		event_pending;
 	char		event_text[KAFKA_ERROR_LENGTH];
 	bool		log_pending;
@@ -83,6 +85,12 @@ typedef struct Relay
 	/* the second producer, for what may be refused; see relay_isolation.c */
 	struct RelayIsolation *isolation;
 	int			isolation_fd;	/* its descriptor, or -1 */
+
+	/* Kafka transactions, see relay_transaction.c */
+	bool		exact;			/* there are some: exactly once */
+	bool		define;			/* store the main cursor's batch in any case */
+	struct RelayTransactions *transactions;
+	bool		conflict;		/* nothing is sent before outbox.claim() */
 
 	/* what the main loop waits for */
 	WaitEventSet *wait_all;		/* latch and producers */
@@ -239,15 +247,22 @@ extern bool relay_producer_is_changing(const Relay *relay);
 /* Take what the producer has to say: acknowledgements, errors, log lines. */
 extern void relay_producer_serve(Relay *relay);
 
+/*
+ * Its transaction has failed: drop it when it has reported what it still has to,
+ * with this reason if no better one is among that.
+ */
+extern void relay_producer_lose(Relay *relay, const char *text, TimestampTz now);
+
 /* Drop it; what is not acknowledged will be read again. */
 extern void relay_producer_close(Relay *relay);
 
 /*
  * Start a producer with the present settings, if this database may send at
- * all; NULL: reason, palloc'd, says why not. It is ended by relay_producer_end(),
- * or with the process.
+ * all; NULL: reason, palloc'd, says why not. number: TRANSACTION_MAIN or
+ * TRANSACTION_SECOND. It is ended by relay_producer_end(), or with the process.
  */
-extern KafkaProducer *relay_producer_start(const Relay *relay, bool bulk, char **reason);
+extern KafkaProducer *relay_producer_start(Relay *relay, int number, bool bulk,
+										   char **reason);
 extern void relay_producer_end(KafkaProducer *producer);
 
 /* Its log lines and events that are no report, for any producer. */

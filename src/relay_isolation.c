@@ -24,6 +24,7 @@
 #include "relay_held.h"
 #include "relay_isolation.h"
 #include "relay_parked.h"
+#include "relay_transaction.h"
 
 /* How long reports of a failed producer's other messages are waited for. */
 #define RESET_DRAIN_MS 2000
@@ -69,13 +70,14 @@ isolation_producer(Relay *relay, TimestampTz now)
 	RelayIsolation *isolation = relay->isolation;
 	char	   *reason;
 
-	if (isolation->failed || isolation->retry_at > now)
+	if (isolation->failed || isolation->retry_at > now || relay->conflict)
 		return NULL;
 	isolation->used_at = now;
 	if (isolation->producer != NULL)
-		return isolation->producer;
+		return relay->exact && !relay_transaction_is_open(relay, TRANSACTION_SECOND) ?
+			NULL : isolation->producer;
 
-	isolation->producer = relay_producer_start(relay, false, &reason);
+	isolation->producer = relay_producer_start(relay, TRANSACTION_SECOND, false, &reason);
 	if (isolation->producer == NULL)
 	{
 		shmem_set_error(relay->slot, reason);
@@ -84,7 +86,8 @@ isolation_producer(Relay *relay, TimestampTz now)
 	}
 	relay->isolation_fd = kafka_producer_fd(isolation->producer);
 	relay_set_wait_events(relay);
-	return isolation->producer;
+	relay_transaction_opened(relay, TRANSACTION_SECOND, isolation->producer);
+	return relay->exact ? NULL : isolation->producer;
 }
 
 void
@@ -102,9 +105,28 @@ isolation_close(Relay *relay)
 	memset(&isolation->refusal, 0, sizeof(isolation->refusal));
 	relay->parked_unresolved = NULL;
 	parked_forget_producer(relay->parked);
+	if (relay->exact)
+		parked_forget_delivered(relay->parked);
 	relay_held_forget_producer(relay, true);
+	relay_transaction_closed(relay, TRANSACTION_SECOND);
 	relay->isolation_fd = -1;
 	relay_set_wait_events(relay);
+}
+
+bool
+isolation_lose(Relay *relay, const char *text, TimestampTz now)
+{
+	RelayIsolation *isolation = relay->isolation;
+
+	if (isolation->producer == NULL || isolation->failed)
+		return false;
+	shmem_set_error(relay->slot, text);
+	ereport(LOG,
+			(errmsg("outbox_kafka makes its second producer anew: %s", text)));
+	isolation->failed = true;
+	kafka_producer_purge(isolation->producer, true);
+	isolation->reset_by = TimestampTzPlusMilliseconds(now, RESET_DRAIN_MS);
+	return true;
 }
 
 /* ---- events; these handlers must not raise an error ---- */
@@ -182,6 +204,7 @@ isolation_serve(Relay *relay, TimestampTz now)
 		}
 	}
 	else if (kafka_producer_outstanding(isolation->producer) == 0 &&
+			 relay_transaction_is_idle(relay, TRANSACTION_SECOND) &&
 			 TimestampDifferenceExceeds(isolation->used_at, now, IDLE_MS))
 		isolation_close(relay);
 }

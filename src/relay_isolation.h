@@ -28,4 +28,10 @@ extern TimestampTz isolation_due(const Relay *relay);
 
 extern void isolation_close(Relay *relay);
 
+/*
+ * It is of no use any more: end it when it has reported what it has to, and make
+ * another one after a pause. False: that is under way.
+ */
+extern bool isolation_lose(Relay *relay, const char *text, TimestampTz now);
+
 #endif							/* OUTBOX_RELAY_ISOLATION_H */

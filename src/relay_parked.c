@@ -258,3 +258,22 @@ parked_forget_producer(ParkedMessages *parked)
 			parked->nreported++;
 		}
 }
+
+void
+parked_forget_delivered(ParkedMessages *parked)
+{
+	for (int i = 0; i < parked->nflight; i++)
+		if (parked->flight[i].class == KAFKA_ERROR_NONE)
+			parked->flight[i].class = KAFKA_ERROR_PURGED;
+}
+
+bool
+parked_are_delivered(const ParkedMessages *parked)
+{
+	if (parked->nreported < parked->nflight)
+		return false;
+	for (int i = 0; i < parked->nflight; i++)
+		if (parked->flight[i].class != KAFKA_ERROR_NONE)
+			return false;
+	return true;
+}

@@ -55,6 +55,12 @@ extern void parked_finish(Relay *relay, TimestampTz now);
 /* The producer is gone: what it did not report is to be sent again. */
 extern void parked_forget_producer(ParkedMessages *parked);
 
+/* It is gone, and its transaction with it: nothing of it was delivered. */
+extern void parked_forget_delivered(ParkedMessages *parked);
+
+/* Whether all that were sent are acknowledged. */
+extern bool parked_are_delivered(const ParkedMessages *parked);
+
 /* Tags of parked messages have this bit, others do not. */
 #define PARKED_TAG UINT64CONST(0x8000000000000000)
 

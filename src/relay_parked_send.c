@@ -26,6 +26,7 @@
 #include "relay_isolation.h"
 #include "relay_parked_internal.h"
 #include "relay_standby.h"
+#include "relay_transaction.h"
 
 /* Until a topic is asked for again. */
 #define PARKED_TOPIC_RETRY_MS 5000
@@ -84,7 +85,12 @@ send_one(Relay *relay, KafkaProducer *producer, TupleTableSlot *slot, TimestampT
 		fail_at_once(parked, flight, KAFKA_ERROR_RECORD, 0);
 		return true;
 	}
-	if (!relay_topic_may_send(topic, record.partition, now))
+	if (!relay->exact && !relay_topic_may_send(topic, record.partition, now))
+	{
+		kafka_headers_free(record.headers);
+		return false;
+	}
+	if (relay->exact && !relay_transaction_begin_parked(relay, now))
 	{
 		kafka_headers_free(record.headers);
 		return false;
@@ -96,6 +102,8 @@ send_one(Relay *relay, KafkaProducer *producer, TupleTableSlot *slot, TimestampT
 	switch (kafka_produce(producer, &record, &error))
 	{
 		case KAFKA_ERROR_NONE:
+			if (relay->exact)
+				relay_transaction_sent_parked(relay, flight->id);
 			relay_topic_sent(topic, record.partition, now);
 			parked->nflight++;
 			return true;
@@ -138,9 +146,20 @@ parked_send(Relay *relay, TimestampTz now)
 	Relation	leaf;
 	KafkaProducer *producer;
 	bool		choose;
+	bool		define = false;
 
 	if (parked->nflight > 0 || parked->due == 0 || parked->due > now)
 		return;
+	if (relay->exact && !relay_transaction_is_parked(relay))
+	{
+		/* those that were chosen are not any more; others may have gone */
+		parked->nchosen = 0;
+		if (isolation_producer(relay, now) == NULL || !relay_transaction_may_choose(relay))
+		{
+			parked->due = TimestampTzPlusMilliseconds(now, PARKED_PRODUCER_RETRY_MS);
+			return;
+		}
+	}
 	if (parked->nchosen > 0 && !relay_standby_has(relay, parked->chosen_end))
 	{
 		parked->due = TimestampTzPlusMilliseconds(now,
@@ -169,7 +188,7 @@ parked_send(Relay *relay, TimestampTz now)
 		relay->parked_unresolved = NULL;
 	}
 
-	choose = guc_wait_for_standby && parked->nchosen == 0;
+	choose = (guc_wait_for_standby || relay->exact) && parked->nchosen == 0;
 	relay_begin(relay);
 	catalog = relay_catalog(relay);
 	if (catalog == NULL)
@@ -232,7 +251,18 @@ parked_send(Relay *relay, TimestampTz now)
 	SPI_finish();
 	ExecDropSingleTupleTableSlot(slot);
 	table_close(leaf, NoLock);
+	if (relay->exact && choose && parked->nchosen > 0)
+		define = relay_transaction_define_parked(relay, parked->chosen, parked->nchosen);
 	relay_commit(relay);
+	if (relay->exact && choose)
+	{
+		if (define)
+			relay_transaction_defined_parked(relay);
+		else
+			parked->nchosen = 0;
+	}
+	else if (relay->exact)
+		relay_transaction_complete_parked(relay);
 
 	/* those due may all have to wait for an earlier one */
 	if (parked->nflight == 0 && parked->nchosen == 0 && parked->due != 0 && parked->due <= now &&

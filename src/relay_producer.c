@@ -25,6 +25,8 @@
 #include "guc.h"
 #include "relay_held.h"
 #include "relay_internal.h"
+#include "relay_isolation.h"
+#include "relay_transaction.h"
 
 /* Between tries after a failure: doubled each time, up to the maximum. */
 #define RETRY_MIN_MS 500
@@ -150,7 +152,8 @@ report_events(Relay *relay, TimestampTz now)
 static char *
 present_settings(void)
 {
-	return psprintf("%s\n%s\n%s\n%d\n%d\n%d\n%d\n%s",
+	return psprintf("%d\n%d\n%s\n%s\n%s\n%d\n%d\n%d\n%d\n%s",
+					guc_delivery, guc_max_transaction_messages,
 					guc_bootstrap_servers, guc_producer_config, guc_config_file,
 					guc_max_in_flight, guc_max_in_flight_size,
 					guc_headers, guc_record_timestamp, guc_source);
@@ -190,7 +193,7 @@ end_at_exit(int code, Datum arg)
 }
 
 KafkaProducer *
-relay_producer_start(const Relay *relay, bool bulk, char **reason)
+relay_producer_start(Relay *relay, int number, bool bulk, char **reason)
 {
 	static bool exit_callback_set = false;
 	KafkaProducerConfig config;
@@ -207,6 +210,7 @@ relay_producer_start(const Relay *relay, bool bulk, char **reason)
 	config.properties = guc_producer_config;
 	config.config_file = guc_config_file;
 	config.bulk = bulk;
+	config.transactional_id = relay_transaction_id(relay, number);
 	config.max_in_flight = guc_max_in_flight;
 	config.max_in_flight_kb = guc_max_in_flight_size;
 
@@ -240,11 +244,11 @@ relay_producer_open(Relay *relay)
 {
 	char	   *reason;
 
-	if (relay->producer != NULL || guc_bootstrap_servers[0] == '\0')
+	if (relay->producer != NULL || guc_bootstrap_servers[0] == '\0' || relay->conflict)
 		return;
 
 	relay->bulk = relay->bulk_wanted;
-	relay->producer = relay_producer_start(relay, relay->bulk, &reason);
+	relay->producer = relay_producer_start(relay, TRANSACTION_MAIN, relay->bulk, &reason);
 	if (relay->producer == NULL)
 	{
 		relay_fail(relay, NULL, reason);
@@ -255,11 +259,13 @@ relay_producer_open(Relay *relay)
 	if (relay->producer_settings)
 		pfree(relay->producer_settings);
 	relay->producer_settings = MemoryContextStrdup(relay->context, present_settings());
-	window_resize(relay->window, guc_max_in_flight);
+	window_resize(relay->window, relay->exact ?
+				  Max(guc_max_in_flight, guc_max_transaction_messages) : guc_max_in_flight);
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
 	strlcpy(relay->slot->broker, guc_bootstrap_servers, SLOT_BROKER_LENGTH);
 	LWLockRelease(shared_state->lock);
 	relay_set_wait_events(relay);
+	relay_transaction_opened(relay, TRANSACTION_MAIN, relay->producer);
 }
 
 /*
@@ -294,6 +300,44 @@ judge(Relay *relay, TimestampTz now)
 	return NULL;
 }
 
+/*
+ * The same when the transaction is lost with the producer: first it is ended,
+ * so that nothing is in flight, then the lane is held.
+ */
+static void
+judge_transaction(Relay *relay, TimestampTz now)
+{
+	KafkaErrorClass class = relay->refusal;
+	RelayTopic *topic = relay->refused_topic;
+	bool		whole = (class == KAFKA_ERROR_TOPIC);
+	int			partition = whole ? HELD_WHOLE_TOPIC : relay->refused_partition;
+	int			partitions = topic ? topic->partitions : 0;
+	const char *reason = kafka_error_text(relay->refusal_code);
+	RelayHeld  *held;
+	KafkaError	error;
+	bool		dead = kafka_producer_is_dead(relay->producer, &error);
+	const char *lost = pstrdup(relay->lost_text);
+
+	relay_producer_close(relay);
+	if (class != KAFKA_ERROR_RECORD && class != KAFKA_ERROR_TOPIC)
+		relay_fail(relay, NULL, dead ? error.message :
+				   lost[0] != '\0' ? lost : relay->refusal_text);
+	else if (!relay_transaction_hold_now(relay, topic, partition, partitions,
+										 whole ? HELD_REFUSED : HELD_ISOLATED, reason, now))
+		relay_fail(relay, topic, relay->refusal_text);
+	else
+	{
+		/* of a topic with many held partitions, all of it is held */
+		held = relay_held_find(topic, partition);
+		if (held == NULL)
+			held = relay_held_find(topic, HELD_WHOLE_TOPIC);
+		if (held != NULL)
+			relay_held_isolate(held, whole ? HELD_REFUSED : HELD_ISOLATED, now);
+		if (held != NULL && whole)
+			relay_held_failed(held, now);
+	}
+}
+
 bool
 relay_producer_is_changing(const Relay *relay)
 {
@@ -325,17 +369,38 @@ choose_kind(Relay *relay)
 }
 
 void
+relay_producer_lose(Relay *relay, const char *text, TimestampTz now)
+{
+	if (relay->reset_needed)
+		return;
+	strlcpy(relay->lost_text, text, sizeof(relay->lost_text));
+	relay->reset_needed = true;
+	kafka_producer_purge(relay->producer, false);
+	relay->reset_by = TimestampTzPlusMilliseconds(now, RESET_DRAIN_MS);
+}
+
+void
 relay_producer_serve(Relay *relay)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
 	relay->last_ack_at = now;
 	if (relay->producer == NULL)
+	{
+		if (relay->exact)
+			relay_transaction_serve(relay, TRANSACTION_MAIN, now);
 		return;
+	}
 	while (kafka_producer_serve(relay->producer, &handlers, relay, 1000) >= 1000)
 		;
 	report_events(relay, now);
 
+	if (relay->exact)
+	{
+		relay_transaction_serve(relay, TRANSACTION_MAIN, now);
+		if (relay->producer == NULL)
+			return;
+	}
 	if (!relay->reset_needed &&
 		(relay->refusal != KAFKA_ERROR_NONE ||
 		 kafka_producer_is_dead(relay->producer, NULL)))
@@ -353,8 +418,14 @@ relay_producer_serve(Relay *relay)
 		 now >= relay->reset_by))
 	{
 		bool		whole = (relay->refusal == KAFKA_ERROR_TOPIC);
-		RelayHeld  *held = judge(relay, now);
+		RelayHeld  *held;
 
+		if (relay->exact)
+		{
+			judge_transaction(relay, now);
+			return;
+		}
+		held = judge(relay, now);
 		relay_producer_close(relay);
 		if (held != NULL)
 			relay_held_isolate(held, whole ? HELD_REFUSED : HELD_ISOLATED, now);
@@ -373,8 +444,10 @@ relay_producer_close(Relay *relay)
 	if (relay->producer == NULL)
 		return;
 
-	relay->repeated += window_in_flight(relay->window) +
-		window_acknowledged_out_of_order(relay->window);
+	/* what is not committed is not there, for those who read what is */
+	if (!relay->exact)
+		relay->repeated += window_in_flight(relay->window) +
+			window_acknowledged_out_of_order(relay->window);
 	relay_held_forget_producer(relay, false);
 	if (relay->repeated > before)
 		ereport(LOG,
@@ -386,11 +459,13 @@ relay_producer_close(Relay *relay)
 	relay_producer_end(relay->producer);
 	relay->producer = NULL;
 	relay->reset_needed = false;
+	relay->lost_text[0] = '\0';
 	relay->refusal = KAFKA_ERROR_NONE;
 	relay->unresolved = NULL;
 	relay->unresolved_since = 0;
 	relay->unproven = NULL;
 	window_reset(relay->window);
+	relay_transaction_closed(relay, TRANSACTION_MAIN);
 	relay->caught_up = false;
 	relay_set_wait_events(relay);
 }

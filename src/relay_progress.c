@@ -17,6 +17,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "fault.h"
 #include "guc.h"
 #include "relay_held.h"
 #include "relay_internal.h"
@@ -90,7 +91,7 @@ relay_progress_is_due(Relay *relay, TimestampTz now, TimestampTz *due)
 		return true;
 	if (relay_progress_must_flush(relay))
 		return true;
-	if (delivered == relay->stored_delivered)
+	if (delivered == relay->stored_delivered && !relay->define)
 		return false;
 
 	/* at the end of the work, for somebody who waits, or to stay in bounds */
@@ -112,7 +113,8 @@ relay_progress_write(Relay *relay, const OutboxCatalog *catalog, bool flush)
 
 	result = progress_write(catalog, MAIN_CURSOR, &relay->place, &progress,
 							progress.done != relay->stored_done ||
-							progress.batch != relay->stored_batch);
+							progress.batch != relay->stored_batch || relay->define);
+	relay->define = false;
 	if (result == PROGRESS_MISSING)
 		progress_raise_missing();
 	if (flush)
@@ -140,6 +142,7 @@ relay_progress_written(Relay *relay, TimestampTz now, bool flushed)
 		relay->flushing_delivered = delivered;
 	}
 	remember_bounds(relay, &progress);
+	FAULT_POINT("stored");
 	ConditionVariableBroadcast(&relay->slot->progress_cv);
 }
 

@@ -30,6 +30,7 @@
 #include "relay_isolation.h"
 #include "relay_parked.h"
 #include "relay_standby.h"
+#include "relay_transaction.h"
 
 /* Rows of a chunk: events of the producer are served in between. */
 #define CHUNK_ROWS 2000
@@ -73,6 +74,11 @@ window_is_closed(const Relay *relay, const RelayHeld *held, uint64 other_bytes)
 {
 	Window	   *window = window_of(relay, held);
 
+	if (relay->exact)
+		return window_in_flight(window) >= guc_max_in_flight ||
+			(window_in_flight(window) > 0 &&
+			 window_in_flight_bytes(window) + other_bytes >=
+			 (uint64) guc_max_in_flight_size * 1024);
 	if (held && window_in_flight(window) > 0 &&
 		(!held->proven || (held->isolated && window_in_flight(window) >= held->limit)))
 		return true;
@@ -98,7 +104,7 @@ bool
 relay_has_room(const Relay *relay)
 {
 	return window_in_flight(relay->window) +
-		window_acknowledged_out_of_order(relay->window) <=
+		(relay->exact ? 0 : window_acknowledged_out_of_order(relay->window)) <=
 		guc_max_in_flight - Max(guc_max_in_flight / 4, 1) &&
 		relay_has_room_for_bytes(relay);
 }
@@ -354,10 +360,13 @@ send_row_in_context(Relay *relay, RelayHeld *held, const CursorRow *row, Timesta
 		return true;
 	}
 
-	if (!relay_topic_may_send(topic, record.partition, now))
+	if (relay->exact ? !relay_transaction_begin(relay, held, now) :
+		!relay_topic_may_send(topic, record.partition, now))
 	{
 		kafka_headers_free(record.headers);
-		if (held == NULL)
+		if (held == NULL && relay->exact)
+			relay->retry_at = TimestampTzPlusMilliseconds(now, 1);
+		else if (held == NULL)
 		{
 			relay->unproven = topic;
 			relay->unproven_partition = record.partition;
@@ -398,6 +407,8 @@ send_row_in_context(Relay *relay, RelayHeld *held, const CursorRow *row, Timesta
 		case KAFKA_ERROR_CLIENT:
 			/* its reports, served next, say why */
 			kafka_headers_free(record.headers);
+			if (relay->exact)
+				relay_transaction_broke(relay, held, error.message);
 			if (held == NULL)
 				relay->retry_at = TimestampTzPlusMilliseconds(now, 1);
 			return false;
@@ -410,6 +421,8 @@ send_row_in_context(Relay *relay, RelayHeld *held, const CursorRow *row, Timesta
 			return false;
 	}
 	window_sent(window_of(relay, held), &entry);
+	if (relay->exact)
+		relay_transaction_sent(relay, held);
 	relay_topic_sent(topic, record.partition, now);
 	return true;
 }
@@ -480,6 +493,12 @@ send_chunk(Relay *relay, RelayHeld *held, const CursorTables *tables,
 							 position, GetActiveSnapshot());
 	while (*rows < CHUNK_ROWS)
 	{
+		if (relay->exact && relay_transaction_is_full(relay, held, now))
+		{
+			relay_transaction_complete(relay, held);
+			result = READ_BLOCKED;
+			break;
+		}
 		if (window_is_closed(relay, held, other_bytes))
 		{
 			result = READ_BLOCKED;
@@ -488,6 +507,8 @@ send_chunk(Relay *relay, RelayHeld *held, const CursorTables *tables,
 		if (!cursor_scan_next(scan, &row))
 		{
 			window_end_batch(window);
+			if (relay->exact)
+				relay_transaction_complete(relay, held);
 			result = READ_ALL;
 			break;
 		}
@@ -505,6 +526,32 @@ send_chunk(Relay *relay, RelayHeld *held, const CursorTables *tables,
 }
 
 /*
+ * Exactly once: define the batch before anything of it is sent, in the present
+ * transaction. An empty one is done. *defined: it is on disk with the commit.
+ */
+static ReadResult
+define_batch(Relay *relay, RelayHeld *held, const CursorTables *tables,
+			 const CursorBound *batch, int64 position, bool *defined)
+{
+	Window	   *window = window_of(relay, held);
+	CursorScan *scan;
+	CursorRow	row;
+	bool		empty;
+
+	scan = cursor_scan_begin(tables, window_read_bound(window), batch,
+							 position, GetActiveSnapshot());
+	empty = !cursor_scan_next(scan, &row);
+	cursor_scan_end(scan);
+	if (empty)
+	{
+		window_end_batch(window);
+		return READ_ALL;
+	}
+	*defined = relay_transaction_define(relay, held);
+	return *defined ? READ_MORE : READ_BLOCKED;
+}
+
+/*
  * Read a chunk of one cursor, in a transaction of its own. newest: the batch
  * was begun by this very call.
  */
@@ -518,6 +565,8 @@ read_chunk(Relay *relay, RelayHeld *held, int *rows, bool *newest)
 	int64		position;
 	bool		stored = false;
 	bool		discarded;
+	bool		defined = false;
+	bool		parked;
 	ReadResult	result;
 
 	relay_begin(relay);
@@ -544,7 +593,10 @@ read_chunk(Relay *relay, RelayHeld *held, int *rows, bool *newest)
 	/* what the bound shows must be visible: a snapshot taken after it */
 	PopActiveSnapshot();
 	PushActiveSnapshot(GetLatestSnapshot());
-	result = send_chunk(relay, held, &tables, batch, position, rows);
+	if (relay->exact && !relay_transaction_is_defined(relay, held))
+		result = define_batch(relay, held, &tables, batch, position, &defined);
+	else
+		result = send_chunk(relay, held, &tables, batch, position, rows);
 	cursor_tables_close(&tables);
 
 	/*
@@ -556,9 +608,14 @@ read_chunk(Relay *relay, RelayHeld *held, int *rows, bool *newest)
 		stored = relay_progress_write(relay, relay_catalog(relay), relay->parked_some);
 	relay_commit(relay);
 	MemoryContextReset(relay->row_context);
-	if (stored)
-		relay_progress_written(relay, GetCurrentTimestamp(), relay->parked_some);
+	parked = relay->parked_some;
 	relay->parked_some = false;
+	if (defined)
+		relay_transaction_defined(relay, held);
+	if (parked && relay->exact)
+		relay_transaction_parked_some(relay, held);
+	if (stored)
+		relay_progress_written(relay, GetCurrentTimestamp(), parked);
 	return result;
 }
 
@@ -570,6 +627,8 @@ relay_read_held(Relay *relay, RelayHeld *held)
 	ReadResult	result;
 
 	if (!has_standby(relay, held))
+		return READ_BLOCKED;
+	if (relay->exact && !relay_transaction_may_read(relay, held))
 		return READ_BLOCKED;
 
 	result = read_chunk(relay, held, &rows, &newest);
@@ -599,6 +658,8 @@ relay_read(Relay *relay)
 	if (relay->unresolved && !resolve(relay))
 		return READ_BLOCKED;
 	if (!has_standby(relay, NULL))
+		return READ_BLOCKED;
+	if (relay->exact && !relay_transaction_may_read(relay, NULL))
 		return READ_BLOCKED;
 
 	result = read_chunk(relay, NULL, &rows, &newest);

@@ -21,6 +21,7 @@
 #include "relay_held.h"
 #include "relay_internal.h"
 #include "relay_parked.h"
+#include "relay_transaction.h"
 #include "worker.h"
 
 static void
@@ -113,7 +114,8 @@ adopt_copy(Relay *relay, const Progress *foreign)
 
 	progress.done = now;
 	if (progress_write(relay_catalog(relay), MAIN_CURSOR, &place, &progress,
-					   true) != PROGRESS_OK)
+					   true) != PROGRESS_OK ||
+		!relay_transactions_reset(relay_catalog(relay)))
 		locked_copy_error();
 	ForceSyncCommit();
 	relay_commit(relay);
@@ -180,8 +182,14 @@ relay_start(Relay *relay)
 	relay_begin(relay);
 	catalog = relay_catalog(relay);
 	if (catalog != NULL)
+	{
 		relay_held_load(relay, catalog);
+		relay_transactions_load(relay, relay_catalog(relay));
+	}
 	relay_commit(relay);
+	if (catalog == NULL)
+		worker_leave_idle();
+	relay_transactions_configure(relay);
 }
 
 /* Names of topics that are paused, in loop_context; all: * is one of them. */
@@ -225,7 +233,8 @@ relay_read_control(Relay *relay)
 	if (catalog == NULL ||
 		!ConditionalLockRelationOid(catalog->relay_control, AccessShareLock) ||
 		!ConditionalLockRelationOid(catalog->parked, AccessShareLock) ||
-		!ConditionalLockRelationOid(catalog->discard_request, AccessShareLock))
+		!ConditionalLockRelationOid(catalog->discard_request, AccessShareLock) ||
+		!ConditionalLockRelationOid(catalog->relay_conflict, AccessShareLock))
 	{
 		/* whether to send is not known: do not, until it is */
 		relay_commit(relay);
@@ -233,6 +242,7 @@ relay_read_control(Relay *relay)
 		return;
 	}
 	topics = read_paused_topics(relay, &relay->paused);
+	relay_transactions_read_conflict(relay);
 	parked_load(relay->parked);
 	discard_load(relay);
 	relay_commit(relay);

@@ -315,6 +315,8 @@ shmem_relay_state_name(RelayState state)
 			return "waiting for standby";
 		case RELAY_FAILED:
 			return "failed";
+		case RELAY_CONFLICT:
+			return "conflict";
 	}
 	return "unknown";
 }

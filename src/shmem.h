@@ -56,7 +56,9 @@ typedef enum RelayState
 	RELAY_IDLE,					/* everything is delivered */
 	RELAY_PAUSED,				/* outbox.pause() */
 	RELAY_STANDBY,				/* the synchronous standby is late or missing */
-	RELAY_FAILED				/* a permanent error; retried with backoff */
+	RELAY_FAILED,				/* a permanent error; retried with backoff */
+	RELAY_CONFLICT				/* somebody else publishes for this database,
+								 * or it is another Kafka cluster */
 } RelayState;
 
 typedef struct RelaySlot

@@ -31,6 +31,8 @@ typedef struct Batch
 	uint64		end_tag;		/* after its last message, when complete */
 	int64		start_position; /* delivered before the window was (re)made */
 	bool		complete;
+	bool		has_nonce;
+	pg_uuid_t	nonce;
 } Batch;
 
 struct Window
@@ -42,6 +44,7 @@ struct Window
 	uint64		head;			/* first tag not acknowledged */
 	uint64		delivered;		/* messages, since the window was made */
 	uint64		next;			/* tag of the next message */
+	bool		transactional;	/* head waits for window_commit() */
 	int			acknowledged;	/* between head and next */
 	uint64		bytes;			/* between head and next */
 	int64		highest_delivered;
@@ -119,6 +122,8 @@ window_create(int capacity, const Progress *start, MemoryContext context)
 		Batch	   *batch = push_batch(window, start->batch);
 
 		batch->start_position = start->position;
+		batch->has_nonce = start->has_nonce;
+		batch->nonce = start->nonce;
 		window->read_position = start->position;
 		window->highest_delivered = start->position;
 	}
@@ -352,17 +357,11 @@ window_entry(Window *window, uint64 tag)
 	return entry_at(window, tag);
 }
 
-void
-window_acknowledge(Window *window, uint64 tag)
+/* What is acknowledged without a gap is delivered. */
+static void
+advance(Window *window)
 {
-	WindowEntry *entry = window_entry(window, tag);
-
-	if (entry == NULL || entry->acknowledged)
-		return;
-	entry->acknowledged = true;
-	window->acknowledged++;
-	if (tag != window->head)
-		return;
+	WindowEntry *entry;
 
 	while (window->head < window->next &&
 		   (entry = entry_at(window, window->head))->acknowledged)
@@ -375,6 +374,87 @@ window_acknowledge(Window *window, uint64 tag)
 		window->head++;
 	}
 	retire_batches(window);
+}
+
+void
+window_acknowledge(Window *window, uint64 tag)
+{
+	WindowEntry *entry = window_entry(window, tag);
+
+	if (entry == NULL || entry->acknowledged)
+		return;
+	entry->acknowledged = true;
+	window->acknowledged++;
+	if (window->transactional)
+	{
+		/* it does not take memory of the producer's any more */
+		window->bytes -= entry->bytes;
+		entry->bytes = 0;
+		return;
+	}
+	if (tag == window->head)
+		advance(window);
+}
+
+void
+window_set_transactional(Window *window, bool transactional)
+{
+	Assert(window->head == window->next);
+	window->transactional = transactional;
+}
+
+void
+window_commit(Window *window)
+{
+	Assert(window->acknowledged == (int) (window->next - window->head));
+	advance(window);
+}
+
+int64
+window_read_position(const Window *window)
+{
+	return window->read_position;
+}
+
+void
+window_define(Window *window, const pg_uuid_t *nonce)
+{
+	first_batch(window)->has_nonce = true;
+	first_batch(window)->nonce = *nonce;
+}
+
+bool
+window_nonce(const Window *window, pg_uuid_t *nonce)
+{
+	Batch	   *batch = first_batch(window);
+
+	if (batch == NULL || !batch->has_nonce)
+		return false;
+	*nonce = batch->nonce;
+	return true;
+}
+
+void
+window_skip_to(Window *window, int64 position)
+{
+	Batch	   *batch = first_batch(window);
+
+	Assert(window->head == window->next && batch == last_batch(window));
+	if (position <= delivered_position(window, batch))
+		return;
+	batch->start_position = position;
+	batch->first_tag = window->next;
+	window->read_position = position;
+	window->highest_delivered = Max(window->highest_delivered, position);
+}
+
+const WindowEntry *
+window_oldest_unacknowledged(const Window *window)
+{
+	for (uint64 tag = window->head; tag < window->next; tag++)
+		if (!entry_at(window, tag)->acknowledged)
+			return entry_at(window, tag);
+	return NULL;
 }
 
 uint64
@@ -413,10 +493,12 @@ window_progress(const Window *window)
 	{
 		int64		position = delivered_position(window, batch);
 
-		if (position > 0)
+		if (position > 0 || batch->has_nonce)
 		{
 			progress.batch = batch->bound;
 			progress.position = position;
+			progress.has_nonce = batch->has_nonce;
+			progress.nonce = batch->nonce;
 		}
 	}
 	return progress;

@@ -79,6 +79,31 @@ extern void window_sent(Window *window, const WindowEntry *entry);
 /* The tag of the oldest one not delivered; equal to the next one if none is. */
 extern uint64 window_oldest_tag(const Window *window);
 
+/*
+ * Exactly once: what is acknowledged counts as delivered when its transaction
+ * is committed, not before. Nothing is in the window when this is changed.
+ */
+extern void window_set_transactional(Window *window, bool transactional);
+
+/* The transaction is committed: all in the window is delivered. */
+extern void window_commit(Window *window);
+
+/* What was read last in the open batch; that of a batch read to its end. */
+extern int64 window_read_position(const Window *window);
+
+/*
+ * The oldest batch has a definition with this nonce; without a nonce it has
+ * none. window_nonce(): whether it has one, and which.
+ */
+extern void window_define(Window *window, const pg_uuid_t *nonce);
+extern bool window_nonce(const Window *window, pg_uuid_t *nonce);
+
+/* In the oldest batch more is delivered than was known. The window is empty. */
+extern void window_skip_to(Window *window, int64 position);
+
+/* The oldest one that is not acknowledged, or NULL. Reads all entries. */
+extern const WindowEntry *window_oldest_unacknowledged(const Window *window);
+
 /* The entry of a tag that is in flight, else NULL. */
 extern WindowEntry *window_entry(Window *window, uint64 tag);
 extern void window_acknowledge(Window *window, uint64 tag);

@@ -1,0 +1,699 @@
+/*
+ * relay_transaction.c
+ *	  Exactly once into Kafka: the relay's Kafka transactions.
+ *
+ * Each Kafka transaction holds messages of one cursor, in order, and the
+ * position that the cursor has reached with them: both become visible together
+ * or not at all. After a crash the position is read back from Kafka; what
+ * PostgreSQL has stored may be older by then, and does not matter.
+ *
+ * A position is an id within a batch, so it means nothing without the batch.
+ * Before the first message of a batch is sent, its definition (the bounds in
+ * outbox.relay_state) is flushed to disk with a random nonce, and each position
+ * in Kafka carries the nonce. A position counts if its nonce is that of a batch
+ * in outbox.relay_state, and is then added to what is stored there. Otherwise
+ * PostgreSQL's own progress counts: silently if the nonce is one that was known
+ * when the last definition was written (its batch is done), else with a
+ * warning, because what was sent under an unknown nonce may be sent again: the
+ * database was recovered to an earlier point in time, or a failover lost some.
+ *
+ * The batch is PgQ's unit and holds whole transactions of PostgreSQL. As long
+ * as it fits into a Kafka transaction (max_transaction_messages, and few enough
+ * seconds to send it), these become visible as wholes. A larger one is cut
+ * anywhere, which keeps the order.
+ *
+ * One transaction at a time is under way by a producer: it is begun with the
+ * first record; when the batch is read to its end, or the transaction is full,
+ * the position is sent along while the reports still come in; when all are
+ * there, it is committed. While it commits, what is published gathers for the
+ * next one: transactions grow with the load by themselves. In a window that is
+ * transactional nothing counts as delivered before the commit.
+ *
+ * What goes wrong ends the producer. Its transaction is aborted if that can be
+ * done in a moment; the next producer with the same transactional.id ends it in
+ * any case, and the read-back says which way an unanswered commit went. Lanes
+ * that were refused, or did not answer, are held after that, with their own
+ * cursor from where the main one stands, and the rest is read again without
+ * them.
+ *
+ * Held lanes and parked messages go through the second producer, which has
+ * transactions of its own with an id, a position and a nonce of its own, so that
+ * a lane that does not answer delays nobody but other such lanes. Its
+ * transactions belong to one cursor, or to some parked messages, at a time.
+ * Kafka knows only the last of its positions. Therefore each change from one to
+ * another begins with a new definition, which flushes the progress of all
+ * cursors. For parked messages the definition names their ids, the position is
+ * the highest id sent. All cursors' progress in PostgreSQL stands in one history:
+ * a definition that is on disk has everything on disk that was stored before.
+ *
+ * A row that is put aside is parked in the transaction that reads it, long
+ * before the position moves past it in Kafka. Should that not come to pass, the
+ * row is read and parked again. In between it must not be sent from where it is
+ * parked, or it would be sent again from where it was read: so parked messages
+ * wait until the batch is done (tentative), also after a crash in between.
+ *
+ * Both producers are opened before anything is sent: a predecessor that is
+ * still running somewhere is then fenced as a whole.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "utils/timestamp.h"
+
+#include "due.h"
+#include "fault.h"
+#include "guc.h"
+#include "relay_catchup.h"
+#include "relay_isolation.h"
+#include "relay_parked.h"
+#include "relay_standby.h"
+#include "relay_transaction_internal.h"
+
+/* Sending may take so long; the broker ends a transaction of 10 s. */
+#define SENDING_MS 3000
+
+/* A transaction of held lanes that takes longer is given up. */
+#define SECOND_MS 5000
+
+/* Below that a transaction is not made smaller when it fails. */
+#define LIMIT_MIN 100
+
+static RelayTransaction *
+transaction_of(const Relay *relay, const RelayHeld *held)
+{
+	return &relay->transactions->of[held ? TRANSACTION_SECOND : TRANSACTION_MAIN];
+}
+
+static Window *
+window_of(const Relay *relay, const RelayHeld *held)
+{
+	return held ? held->window : relay->window;
+}
+
+/* ---- life ---- */
+
+void
+relay_transactions_load(Relay *relay, const OutboxCatalog *catalog)
+{
+	OutboxCatalog copy = *catalog;
+	ListCell   *lc;
+	pg_uuid_t	nonce;
+
+	relay->transactions = MemoryContextAllocZero(relay->context, sizeof(*relay->transactions));
+	for (int i = 0; i < TRANSACTIONS; i++)
+	{
+		RelayTransaction *t = &relay->transactions->of[i];
+
+		t->number = i;
+		t->limit = guc_max_transaction_messages;
+		if (!transaction_state_read(&copy, i, &t->state))
+			ereport(ERROR,
+					(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+					 errmsg("could not read outbox.relay_transaction, it is locked or a row is gone")));
+	}
+
+	/* a batch under way may have parked rows */
+	relay->transactions->tentative = window_nonce(relay->window, &nonce);
+	foreach(lc, relay->held)
+	{
+		RelayHeld  *held = (RelayHeld *) lfirst(lc);
+
+		held->tentative = window_nonce(held->window, &nonce);
+	}
+}
+
+void
+relay_transactions_configure(Relay *relay)
+{
+	bool		exact = (guc_delivery == DELIVERY_EXACTLY_ONCE);
+	ListCell   *lc;
+
+	relay->exact = exact;
+	window_set_transactional(relay->window, exact);
+	foreach(lc, relay->held)
+	{
+		RelayHeld  *held = (RelayHeld *) lfirst(lc);
+
+		window_set_transactional(held->window, exact);
+		if (exact)
+			held->isolated = true;
+	}
+	for (int i = 0; i < TRANSACTIONS; i++)
+		relay->transactions->of[i].limit = guc_max_transaction_messages;
+}
+
+char *
+relay_transaction_id(const Relay *relay, int number)
+{
+	if (!relay->exact)
+		return NULL;
+	return psprintf("outbox_kafka-%s-%d", relay->identity, number);
+}
+
+void
+relay_transaction_opened(Relay *relay, int number, KafkaProducer *producer)
+{
+	RelayTransaction *t = &relay->transactions->of[number];
+
+	if (!relay->exact)
+		return;
+	t->producer = producer;
+	t->phase = TRANSACTION_OPENING;
+	if (relay->transactions->claimed)
+		t->wrote = false;
+	kafka_transaction_call(producer, KAFKA_CALL_OPEN, 0, NULL);
+}
+
+void
+relay_transaction_closed(Relay *relay, int number)
+{
+	RelayTransaction *t = &relay->transactions->of[number];
+
+	if (t->phase == TRANSACTION_CLOSED)
+		return;
+
+	/* should size have been the reason */
+	if (t->sent > 0)
+		t->limit = Max(Min(t->limit, t->sent) / 2, LIMIT_MIN);
+	t->phase = TRANSACTION_CLOSED;
+	t->producer = NULL;
+	t->owner = OWNER_NONE;
+	t->held = NULL;
+	t->sent = 0;
+	t->needs = InvalidXLogRecPtr;
+	t->broken[0] = '\0';
+	if (number == TRANSACTION_MAIN)
+		relay->transactions->give_up = false;
+}
+
+bool
+relay_transaction_is_open(const Relay *relay, int number)
+{
+	return relay->transactions->of[number].phase >= TRANSACTION_READY;
+}
+
+bool
+relay_transaction_is_idle(const Relay *relay, int number)
+{
+	const RelayTransaction *t = &relay->transactions->of[number];
+
+	return t->phase == TRANSACTION_CLOSED ||
+		(t->phase == TRANSACTION_READY && t->owner == OWNER_NONE);
+}
+
+bool
+relay_transaction_may_read(const Relay *relay, const RelayHeld *held)
+{
+	const RelayTransaction *t = transaction_of(relay, held);
+
+	if (t->phase != TRANSACTION_READY && t->phase != TRANSACTION_SENDING)
+		return false;
+	if (held == NULL)
+		return relay->transactions->both_opened && !relay->transactions->give_up &&
+			(relay->transactions->pending.topic == NULL || t->phase == TRANSACTION_SENDING);
+	return t->owner == OWNER_NONE || (t->owner == OWNER_HELD && t->held == held);
+}
+
+bool
+relay_transaction_has_begun(const Relay *relay)
+{
+	return relay->exact &&
+		relay->transactions->of[TRANSACTION_MAIN].phase == TRANSACTION_SENDING;
+}
+
+bool
+relay_transaction_is_ending(const Relay *relay)
+{
+	for (int i = 0; relay->exact && i < TRANSACTIONS; i++)
+		if (relay->transactions->of[i].phase >= TRANSACTION_ENDING)
+			return true;
+	return false;
+}
+
+/* ---- definitions ---- */
+
+bool
+relay_transaction_is_defined(const Relay *relay, const RelayHeld *held)
+{
+	const RelayTransaction *t = transaction_of(relay, held);
+
+	return relay_transaction_has_nonce(window_of(relay, held), t->state.defined);
+}
+
+/* A new nonce for the next definition; what it is about is the caller's. */
+static pg_uuid_t
+begin_definition(RelayTransaction *t)
+{
+	pg_uuid_t	nonce;
+
+	if (!pg_strong_random(&nonce, sizeof(nonce)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not generate a random nonce")));
+	t->next = t->state;
+	t->next.nparked = 0;
+	relay_transaction_nonce_text(&nonce, t->next.defined);
+	return nonce;
+}
+
+/* With it, the progress of all cursors goes to disk. */
+static bool
+write_definition(Relay *relay, RelayTransaction *t)
+{
+	return relay_progress_write(relay, relay_catalog(relay), true) &&
+		transaction_state_write(relay_catalog(relay), t->number, &t->place, &t->next);
+}
+
+bool
+relay_transaction_define(Relay *relay, RelayHeld *held)
+{
+	RelayTransaction *t = transaction_of(relay, held);
+	pg_uuid_t	nonce = begin_definition(t);
+
+	window_define(window_of(relay, held), &nonce);
+	if (held)
+		held->define = true;
+	else
+		relay->define = true;
+	return write_definition(relay, t);
+}
+
+void
+relay_transaction_defined(Relay *relay, RelayHeld *held)
+{
+	RelayTransaction *t = transaction_of(relay, held);
+
+	t->state = t->next;
+	t->owner = held ? OWNER_HELD : OWNER_MAIN;
+	t->held = held;
+	t->since = GetCurrentTimestamp();
+	if (held)
+		held->standby_awaited = XactLastCommitEnd;
+	else
+		relay->standby_awaited = XactLastCommitEnd;
+	relay_progress_written(relay, t->since, true);
+	FAULT_POINT("defined");
+}
+
+bool
+relay_transaction_may_choose(const Relay *relay)
+{
+	const RelayTransaction *t = &relay->transactions->of[TRANSACTION_SECOND];
+	ListCell   *lc;
+
+	if (t->phase != TRANSACTION_READY || t->owner != OWNER_NONE ||
+		relay->transactions->tentative)
+		return false;
+	foreach(lc, relay->held)
+	{
+		if (((const RelayHeld *) lfirst(lc))->tentative)
+			return false;
+	}
+	return true;
+}
+
+bool
+relay_transaction_is_parked(const Relay *relay)
+{
+	return relay->transactions->of[TRANSACTION_SECOND].owner == OWNER_PARKED;
+}
+
+bool
+relay_transaction_define_parked(Relay *relay, const int64 *ids, int count)
+{
+	RelayTransaction *t = &relay->transactions->of[TRANSACTION_SECOND];
+
+	(void) begin_definition(t);
+	memcpy(t->next.parked, ids, sizeof(int64) * count);
+	t->next.nparked = count;
+	return write_definition(relay, t);
+}
+
+void
+relay_transaction_defined_parked(Relay *relay)
+{
+	RelayTransaction *t = &relay->transactions->of[TRANSACTION_SECOND];
+
+	t->state = t->next;
+	t->owner = OWNER_PARKED;
+	t->held = NULL;
+	t->since = GetCurrentTimestamp();
+	relay_progress_written(relay, t->since, true);
+	FAULT_POINT("defined");
+}
+
+/* ---- sending ---- */
+
+/*
+ * The transaction cannot go on. Its producer is ended when it has reported what
+ * it still has to: that may say whose fault it is.
+ */
+static void
+lose(Relay *relay, RelayTransaction *t, const char *text, TimestampTz now)
+{
+	t->lost_idle = (t->sent == 0);
+	t->broken[0] = '\0';
+	if (t->number == TRANSACTION_SECOND)
+		(void) isolation_lose(relay, text, now);
+	else
+		relay_producer_lose(relay, text, now);
+}
+
+static bool
+begin(Relay *relay, RelayTransaction *t, TimestampTz now)
+{
+	KafkaError	error;
+
+	if (t->phase == TRANSACTION_SENDING)
+		return true;
+	if (t->phase != TRANSACTION_READY)
+		return false;
+	if (!kafka_transaction_begin(t->producer, &error))
+	{
+		strlcpy(t->broken, error.message, sizeof(t->broken));
+		return false;
+	}
+	t->phase = TRANSACTION_SENDING;
+	t->since = now;
+	t->sent = 0;
+	t->positioned = false;
+	return true;
+}
+
+bool
+relay_transaction_begin(Relay *relay, const RelayHeld *held, TimestampTz now)
+{
+	RelayTransaction *t = transaction_of(relay, held);
+
+	if (!begin(relay, t, now))
+		return false;
+	t->owner = held ? OWNER_HELD : OWNER_MAIN;
+	t->held = unconstify(RelayHeld *, held);
+	return true;
+}
+
+bool
+relay_transaction_begin_parked(Relay *relay, TimestampTz now)
+{
+	return begin(relay, &relay->transactions->of[TRANSACTION_SECOND], now);
+}
+
+void
+relay_transaction_sent(Relay *relay, const RelayHeld *held)
+{
+	transaction_of(relay, held)->sent++;
+}
+
+void
+relay_transaction_sent_parked(Relay *relay, int64 id)
+{
+	RelayTransaction *t = &relay->transactions->of[TRANSACTION_SECOND];
+
+	t->sent++;
+	t->sent_id = id;
+}
+
+bool
+relay_transaction_is_full(const Relay *relay, const RelayHeld *held, TimestampTz now)
+{
+	const RelayTransaction *t = transaction_of(relay, held);
+
+	if (window_is_full(window_of(relay, held)))
+		return true;
+	return t->phase == TRANSACTION_SENDING &&
+		(t->sent >= t->limit ||
+		 (held && t->sent >= held->limit) ||
+		 TimestampDifferenceExceeds(t->since, now, SENDING_MS));
+}
+
+void
+relay_transaction_broke(Relay *relay, const RelayHeld *held, const char *text)
+{
+	RelayTransaction *t = transaction_of(relay, held);
+
+	strlcpy(t->broken, text, sizeof(t->broken));
+}
+
+static void
+end_sending(RelayTransaction *t, int64 position)
+{
+	FAULT_POINT("sent");
+	t->phase = TRANSACTION_ENDING;
+	kafka_transaction_call(t->producer, KAFKA_CALL_POSITION, position, t->state.defined);
+}
+
+/* If the batch is done, what it parked stays parked. */
+static void
+note_batch_done(Relay *relay, RelayHeld *held)
+{
+	if (window_is_reading(window_of(relay, held)))
+		return;
+	if (held)
+		held->tentative = false;
+	else
+		relay->transactions->tentative = false;
+}
+
+void
+relay_transaction_complete(Relay *relay, RelayHeld *held)
+{
+	RelayTransaction *t = transaction_of(relay, held);
+	Window	   *window = window_of(relay, held);
+
+	if (t->phase == TRANSACTION_SENDING)
+	{
+		end_sending(t, window_read_position(window));
+		return;
+	}
+
+	/* all of it was passed over: there is nothing to tell Kafka */
+	window_commit(window);
+	note_batch_done(relay, held);
+	t->owner = OWNER_NONE;
+	t->held = NULL;
+}
+
+void
+relay_transaction_complete_parked(Relay *relay)
+{
+	RelayTransaction *t = &relay->transactions->of[TRANSACTION_SECOND];
+
+	if (t->phase == TRANSACTION_SENDING)
+		end_sending(t, t->sent_id);
+	else
+		t->owner = OWNER_NONE;
+}
+
+void
+relay_transaction_parked_some(Relay *relay, RelayHeld *held)
+{
+	RelayTransaction *t = transaction_of(relay, held);
+
+	t->needs = XactLastCommitEnd;
+	if (window_oldest(window_of(relay, held)) == NULL)
+		return;					/* the position on disk is past them */
+	if (held)
+		held->tentative = true;
+	else
+		relay->transactions->tentative = true;
+}
+
+/* ---- holding lanes ---- */
+
+bool
+relay_transaction_hold_later(Relay *relay, RelayTopic *topic, int partition,
+							 HeldReason reason, const char *error)
+{
+	PendingHold *pending = &relay->transactions->pending;
+
+	if (pending->topic == NULL)
+	{
+		pending->topic = topic;
+		pending->partition = partition;
+		pending->partitions = topic->partitions;
+		pending->reason = reason;
+		strlcpy(pending->error, error, sizeof(pending->error));
+	}
+
+	/* a pause is asked for again until it is there */
+	if (reason == HELD_PAUSED)
+		return false;
+	relay->transactions->give_up = true;
+	return true;
+}
+
+bool
+relay_transaction_hold_now(Relay *relay, RelayTopic *topic, int partition, int partitions,
+						   HeldReason reason, const char *error, TimestampTz now)
+{
+	int			present = topic->partitions;
+	bool		held;
+
+	/* the producer that knew it is gone */
+	topic->partitions = partitions;
+	held = relay_hold(relay, topic, partition, reason, error, now);
+	topic->partitions = present;
+	return held;
+}
+
+static void
+hold_pending(Relay *relay, TimestampTz now)
+{
+	PendingHold *pending = &relay->transactions->pending;
+
+	if (pending->topic == NULL || window_oldest(relay->window) != NULL)
+		return;
+
+	/* should it fail, what led to it leads to it again */
+	(void) relay_transaction_hold_now(relay, pending->topic, pending->partition,
+									  pending->partitions, pending->reason,
+									  pending->error, now);
+	pending->topic = NULL;
+}
+
+void
+relay_transaction_forget_held(Relay *relay, const RelayHeld *held)
+{
+	RelayTransaction *t = &relay->transactions->of[TRANSACTION_SECOND];
+
+	if (t->held == held)
+	{
+		t->held = NULL;
+		t->owner = OWNER_NONE;
+	}
+}
+
+/* ---- the end ---- */
+
+static void
+finish_commit(Relay *relay, RelayTransaction *t, TimestampTz now)
+{
+	RelayHeld  *held = t->held;
+
+	FAULT_POINT("committed");
+	t->wrote = true;
+	strlcpy(t->state.committed, t->state.defined, sizeof(t->state.committed));
+	t->limit = Min(t->limit * 2, guc_max_transaction_messages);
+	t->phase = TRANSACTION_READY;
+	if (t->owner != OWNER_PARKED)
+	{
+		window_commit(window_of(relay, held));
+		note_batch_done(relay, held);
+	}
+	t->owner = OWNER_NONE;
+	t->held = NULL;
+	t->sent = 0;
+	t->needs = InvalidXLogRecPtr;
+	if (t->number == TRANSACTION_MAIN)
+	{
+		relay->transactions->give_up = false;
+		hold_pending(relay, now);
+	}
+}
+
+/* Whether everything that was sent was taken. */
+static bool
+all_acknowledged(const Relay *relay, const RelayTransaction *t)
+{
+	if (kafka_producer_outstanding(t->producer) > 0 ||
+		kafka_producer_is_dead(t->producer, NULL))
+		return false;
+	if (t->owner == OWNER_PARKED)
+		return parked_are_delivered(relay->parked);
+	return window_in_flight(window_of(relay, t->held)) == 0;
+}
+
+void
+relay_transaction_serve(Relay *relay, int number, TimestampTz now)
+{
+	RelayTransaction *t = &relay->transactions->of[number];
+	KafkaTransactionResult result;
+
+	if (t->phase == TRANSACTION_CLOSED)
+	{
+		if (number == TRANSACTION_MAIN && relay->exact)
+			hold_pending(relay, now);
+		return;
+	}
+	if (t->broken[0] != '\0')
+	{
+		lose(relay, t, pstrdup(t->broken), now);
+		return;
+	}
+	if (kafka_transaction_result(t->producer, &result))
+	{
+		if (!result.ok)
+		{
+			lose(relay, t, result.error.message, now);
+			return;
+		}
+		switch (result.call)
+		{
+			case KAFKA_CALL_OPEN:
+				relay_transaction_finish_opening(relay, t, &result);
+				break;
+			case KAFKA_CALL_POSITION:
+				t->positioned = true;
+				break;
+			case KAFKA_CALL_COMMIT:
+				finish_commit(relay, t, now);
+				break;
+			default:
+				break;
+		}
+	}
+
+	if (t->phase == TRANSACTION_ENDING && t->positioned && all_acknowledged(relay, t) &&
+		(XLogRecPtrIsInvalid(t->needs) || relay_standby_has(relay, t->needs)))
+	{
+		FAULT_POINT("positioned");
+		kafka_transaction_call(t->producer, KAFKA_CALL_COMMIT, 0, NULL);
+		t->phase = TRANSACTION_COMMITTING;
+		FAULT_POINT("committing");
+	}
+
+	/* for a lane to be held; what was sent is read again without it */
+	if (number == TRANSACTION_MAIN && relay->transactions->give_up &&
+		(t->phase == TRANSACTION_SENDING || t->phase == TRANSACTION_ENDING))
+	{
+		relay_producer_close(relay);
+		hold_pending(relay, now);
+		return;
+	}
+	if (number == TRANSACTION_MAIN && t->phase == TRANSACTION_READY)
+		hold_pending(relay, now);
+	if (number == TRANSACTION_MAIN && !relay->transactions->both_opened)
+		(void) isolation_producer(relay, now);
+
+	if (number == TRANSACTION_SECOND && t->owner != OWNER_NONE &&
+		t->phase <= TRANSACTION_ENDING &&
+		TimestampDifferenceExceeds(t->since, now, SECOND_MS))
+	{
+		RelayHeld  *held = t->held;
+
+		if (t->phase == TRANSACTION_READY)
+			t->owner = OWNER_NONE;
+		else if (!isolation_lose(relay, "no acknowledgement from a held topic", now))
+			return;
+		if (held != NULL)
+			relay_held_failed(held, now);
+	}
+}
+
+TimestampTz
+relay_transaction_due(const Relay *relay)
+{
+	TimestampTz due = 0;
+
+	for (int i = 0; relay->exact && i < TRANSACTIONS; i++)
+	{
+		const RelayTransaction *t = &relay->transactions->of[i];
+
+		if (t->phase == TRANSACTION_ENDING && !XLogRecPtrIsInvalid(t->needs) && guc_wait_for_standby)
+			due = due_sooner(due, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 5));
+		if (i == TRANSACTION_SECOND && t->owner != OWNER_NONE && t->phase <= TRANSACTION_ENDING)
+			due = due_sooner(due, TimestampTzPlusMilliseconds(t->since, SECOND_MS + 1));
+	}
+	return due;
+}

@@ -1,0 +1,81 @@
+/*
+ * relay_transaction_internal.h
+ *	  Kafka transactions, shared by relay_transaction.c and
+ *	  relay_transaction_open.c and nobody else.
+ */
+#ifndef OUTBOX_RELAY_TRANSACTION_INTERNAL_H
+#define OUTBOX_RELAY_TRANSACTION_INTERNAL_H
+
+#include "relay_held.h"
+#include "relay_transaction.h"
+
+typedef enum TransactionPhase
+{
+	TRANSACTION_CLOSED,			/* no producer */
+	TRANSACTION_OPENING,		/* fences, reads back */
+	TRANSACTION_READY,			/* nothing is under way */
+	TRANSACTION_SENDING,		/* begun, records are being added */
+	TRANSACTION_ENDING,			/* complete, reports are waited for */
+	TRANSACTION_COMMITTING
+} TransactionPhase;
+
+/* Whose transaction, or definition, the producer's present one is. */
+typedef enum TransactionOwner
+{
+	OWNER_NONE,
+	OWNER_MAIN,
+	OWNER_HELD,
+	OWNER_PARKED
+} TransactionOwner;
+
+typedef struct RelayTransaction
+{
+	int			number;
+	KafkaProducer *producer;
+	TransactionPhase phase;
+	TransactionOwner owner;
+	RelayHeld  *held;			/* if it is one's */
+	TimestampTz since;			/* owner since then, or phase SENDING */
+	TransactionState state;		/* as it stands on disk, or soon will */
+	TransactionState next;		/* being written */
+	RowPlace	place;
+	int			sent;
+	int64		sent_id;		/* of parked messages, the highest */
+	int			limit;
+	bool		lost_idle;		/* the last producer failed without need */
+	char		broken[KAFKA_ERROR_LENGTH]; /* it failed for this reason, or
+											 * "" */
+	bool		positioned;		/* the position is part of it */
+	bool		wrote;			/* this process has committed one */
+	XLogRecPtr	needs;			/* to be on the standby before the commit */
+} RelayTransaction;
+
+/* A lane to be held when the main transaction has ended. */
+typedef struct PendingHold
+{
+	RelayTopic *topic;			/* NULL: none */
+	int			partition;
+	int			partitions;
+	HeldReason	reason;
+	char		error[HELD_ERROR_LENGTH];
+} PendingHold;
+
+struct RelayTransactions
+{
+	RelayTransaction of[TRANSACTIONS];
+	bool		both_opened;	/* once, by this process */
+	bool		tentative;		/* the main cursor's batch has parked rows */
+	bool		claimed;		/* what is found now is as it should be */
+	PendingHold pending;
+	bool		give_up;		/* the main transaction, for it */
+};
+
+/* A nonce as text; whether a window's batch was defined with this one. */
+extern void relay_transaction_nonce_text(const pg_uuid_t *nonce, char *text);
+extern bool relay_transaction_has_nonce(const Window *window, const char *text);
+
+/* The producer has been opened: take over what Kafka knows. */
+extern void relay_transaction_finish_opening(Relay *relay, RelayTransaction *t,
+											 const KafkaTransactionResult *result);
+
+#endif							/* OUTBOX_RELAY_TRANSACTION_INTERNAL_H */

@@ -1,0 +1,295 @@
+/*
+ * relay_transaction_open.c
+ *	  What a predecessor committed to Kafka, and whether somebody else did.
+ *
+ * When a producer has fenced its predecessor, the position that Kafka has is
+ * read back, and taken over if its nonce is that of a batch of ours; see
+ * relay_transaction.c.
+ *
+ * If a nonce is read back that is none of ours although this process has written
+ * its own, somebody else has written since: a copy of this database sends as
+ * well. If the cluster is another one than before, its positions say nothing of
+ * what was sent to the old one. Both is a conflict, stored in
+ * outbox.relay_conflict: nothing is sent any more, also after a restart, until
+ * outbox.claim() says that this is the database to send, or the cluster to send
+ * to. To be fenced proves nothing by itself: a transaction that took too long
+ * ends in the same way, so the position is read back first. Of two that send,
+ * the one whose position is the last goes on and the other one stops.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+
+#include "fault.h"
+#include "relay_isolation.h"
+#include "relay_parked.h"
+#include "relay_transaction_internal.h"
+
+void
+relay_transaction_nonce_text(const pg_uuid_t *nonce, char *text)
+{
+	strlcpy(text, DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(nonce))),
+			KAFKA_NONCE_LENGTH);
+}
+
+bool
+relay_transaction_has_nonce(const Window *window, const char *text)
+{
+	pg_uuid_t	nonce;
+	char		own[KAFKA_NONCE_LENGTH];
+
+	if (!window_nonce(window, &nonce))
+		return false;
+	relay_transaction_nonce_text(&nonce, own);
+	return strcmp(own, text) == 0;
+}
+
+bool
+relay_transactions_reset(const OutboxCatalog *catalog)
+{
+	OutboxCatalog copy = *catalog;
+	TransactionState state = {0};
+
+	for (int i = 0; i < TRANSACTIONS; i++)
+	{
+		RowPlace	place = {0};
+
+		if (!transaction_state_write(&copy, i, &place, &state))
+			return false;
+	}
+	SPI_connect();
+	if (SPI_execute("DELETE FROM outbox.relay_conflict", false, 0) != SPI_OK_DELETE)
+		elog(ERROR, "could not delete from outbox.relay_conflict");
+	SPI_finish();
+	return true;
+}
+
+/* ---- conflicts ---- */
+
+static void
+execute(const char *sql, int nargs, Oid *types, Datum *values, int expected)
+{
+	if (SPI_execute_with_args(sql, nargs, types, values, NULL, false, 0) != expected)
+		elog(ERROR, "unexpected result of a statement on outbox.relay_conflict");
+}
+
+void
+relay_transactions_read_conflict(Relay *relay)
+{
+	bool		conflict = false;
+	bool		claimed = false;
+
+	SPI_connect();
+	execute("SELECT claimed_at IS NOT NULL FROM outbox.relay_conflict", 0, NULL, NULL,
+			SPI_OK_SELECT);
+	if (SPI_processed > 0)
+	{
+		bool		isnull;
+
+		claimed = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
+											 1, &isnull));
+		conflict = !claimed;
+	}
+	SPI_finish();
+	if (claimed && !relay->transactions->claimed)
+		relay->transactions->both_opened = false;
+	relay->conflict = conflict;
+	relay->transactions->claimed = claimed;
+}
+
+static void
+raise_conflict(Relay *relay, const char *what)
+{
+	Oid			types[] = {TEXTOID};
+	Datum		values[] = {CStringGetTextDatum(what)};
+
+	relay_begin(relay);
+	if (relay_catalog(relay) != NULL)
+	{
+		SPI_connect();
+		execute("INSERT INTO outbox.relay_conflict (id, what, found_at)"
+				" VALUES (1, $1, clock_timestamp()) ON CONFLICT (id) DO NOTHING",
+				1, types, values, SPI_OK_INSERT);
+		SPI_finish();
+		ForceSyncCommit();
+	}
+	relay_commit(relay);
+
+	relay->conflict = true;
+	shmem_set_error(relay->slot, what);
+	ereport(WARNING,
+			(errmsg("outbox_kafka does not send any more: %s", what),
+			 errdetail("Nothing is lost: messages wait."),
+			 errhint("Call outbox.claim() if this database is the one to send, to this Kafka cluster. Some messages may then be sent a second time.")));
+	relay_producer_close(relay);
+	isolation_close(relay);
+}
+
+/* What was claimed has been accepted. */
+static void
+end_conflict(Relay *relay)
+{
+	relay_begin(relay);
+	if (relay_catalog(relay) != NULL)
+	{
+		bool		written = true;
+
+		for (int i = 0; i < TRANSACTIONS && written; i++)
+		{
+			RelayTransaction *t = &relay->transactions->of[i];
+
+			written = transaction_state_write(relay_catalog(relay), i, &t->place, &t->state);
+		}
+		if (written)
+		{
+			SPI_connect();
+			execute("DELETE FROM outbox.relay_conflict", 0, NULL, NULL, SPI_OK_DELETE);
+			SPI_finish();
+			relay->transactions->claimed = false;
+		}
+		ForceSyncCommit();
+	}
+	relay_commit(relay);
+}
+
+/* ---- what Kafka knows ---- */
+
+/* Parked messages that Kafka has are parked no more. */
+static void
+delete_parked(Relay *relay, const RelayTransaction *t, int64 position)
+{
+	Oid			types[] = {INT8ARRAYOID, INT8OID};
+	Datum		ids[TRANSACTION_PARKED];
+	Datum		values[2];
+
+	relay_begin(relay);
+	if (relay_catalog(relay) != NULL)
+	{
+		for (int i = 0; i < t->state.nparked; i++)
+			ids[i] = Int64GetDatum(t->state.parked[i]);
+		values[0] = PointerGetDatum(construct_array(ids, t->state.nparked, INT8OID,
+													sizeof(int64), FLOAT8PASSBYVAL,
+													TYPALIGN_DOUBLE));
+		values[1] = Int64GetDatum(position);
+		SPI_connect();
+		if (SPI_execute_with_args("DELETE FROM outbox.parked_message"
+								  " WHERE id = ANY ($1) AND id <= $2",
+								  2, types, values, NULL, false, 0) != SPI_OK_DELETE)
+			elog(ERROR, "could not delete from outbox.parked_message");
+		SPI_finish();
+		parked_load(relay->parked);
+	}
+	relay_commit(relay);
+}
+
+/* Take over what Kafka knows of a cursor. False: its nonce is none of ours. */
+static bool
+take_position(Relay *relay, RelayTransaction *t, const KafkaTransactionResult *result)
+{
+	ListCell   *lc;
+
+	if (t->number == TRANSACTION_MAIN)
+	{
+		if (relay_transaction_has_nonce(relay->window, result->nonce))
+		{
+			window_skip_to(relay->window, result->position);
+			relay->define = true;
+			return true;
+		}
+	}
+	else
+	{
+		foreach(lc, relay->held)
+		{
+			RelayHeld  *held = (RelayHeld *) lfirst(lc);
+
+			if (relay_transaction_has_nonce(held->window, result->nonce))
+			{
+				window_skip_to(held->window, result->position);
+				held->define = true;
+				return true;
+			}
+		}
+		if (t->state.nparked > 0 && strcmp(result->nonce, t->state.defined) == 0)
+		{
+			delete_parked(relay, t, result->position);
+			return true;
+		}
+	}
+	return strcmp(result->nonce, t->state.defined) == 0 ||
+		strcmp(result->nonce, t->state.committed) == 0;
+}
+
+/* Whether Kafka can have a position that PostgreSQL does not. */
+static bool
+is_in_doubt(const Relay *relay, const RelayTransaction *t)
+{
+	pg_uuid_t	nonce;
+	ListCell   *lc;
+
+	if (t->number == TRANSACTION_MAIN)
+		return window_nonce(relay->window, &nonce);
+	foreach(lc, relay->held)
+	{
+		if (window_nonce(((const RelayHeld *) lfirst(lc))->window, &nonce))
+			return true;
+	}
+	return t->state.nparked > 0 && strcmp(t->state.defined, t->state.committed) != 0;
+}
+
+/* It has been read back. */
+void
+relay_transaction_finish_opening(Relay *relay, RelayTransaction *t, const KafkaTransactionResult *result)
+{
+	const char *gap = NULL;
+	bool		claimed = relay->transactions->claimed;
+
+	if (t->state.cluster[0] != '\0' && strcmp(t->state.cluster, result->cluster) != 0 &&
+		!claimed)
+	{
+		raise_conflict(relay, psprintf("this is Kafka cluster %s, messages were sent to %s before",
+									   result->cluster, t->state.cluster));
+		return;
+	}
+	if (fault_is_set("forget"))
+		;
+	else if (!result->found)
+	{
+		if (t->state.committed[0] != '\0' && is_in_doubt(relay, t))
+			gap = "Kafka does not know the relay's position any more";
+	}
+	else if (!take_position(relay, t, result))
+	{
+		if (t->wrote && !claimed)
+		{
+			raise_conflict(relay, "a copy of this database, with the same identity, sends to the same Kafka cluster");
+			return;
+		}
+		gap = "Kafka knows a later position of the relay than this database";
+	}
+	if (gap != NULL)
+	{
+		shmem_set_error(relay->slot,
+						psprintf("%s: messages may have been sent twice", gap));
+		ereport(WARNING,
+				(errmsg("outbox_kafka: %s", gap),
+				 errdetail("It goes on from what PostgreSQL has stored: some messages may be sent a second time."),
+				 errhint("This is what recovery to a point in time, or a failover that lost transactions, looks like.")));
+	}
+	strlcpy(t->state.committed, result->found ? result->nonce : "",
+			sizeof(t->state.committed));
+	strlcpy(t->state.cluster, result->cluster, sizeof(t->state.cluster));
+	t->phase = TRANSACTION_READY;
+	if (t->number == TRANSACTION_MAIN && t->lost_idle)
+		relay->failures = 0;
+	if (t->number == TRANSACTION_SECOND)
+		relay->transactions->both_opened = true;
+	if (claimed && relay_transaction_is_open(relay, TRANSACTION_MAIN) &&
+		relay_transaction_is_open(relay, TRANSACTION_SECOND))
+		end_conflict(relay);
+}
