@@ -140,9 +140,10 @@ resolve(Relay *relay)
 		relay->retry_at = 0;
 		return true;
 	}
-	if (error.class != KAFKA_ERROR_RETRY &&
-		(relay->failures > 0 ||
-		 TimestampDifferenceExceeds(relay->unresolved_since, now, TOPIC_PROPAGATION_MS)))
+
+	/* it cannot be held */
+	if (refused &&
+		TimestampDifferenceExceeds(relay->unresolved_since, now, TOPIC_PROPAGATION_MS))
 	{
 		relay->unresolved = NULL;
 		relay->unresolved_since = 0;
