@@ -48,7 +48,8 @@ is_ours(Oid relid)
 		relid == catalog.relay_position || relid == catalog.relay_control ||
 		relid == catalog.publish_grant || relid == catalog.parked ||
 		relid == catalog.held_lane || relid == catalog.discarded ||
-		relid == catalog.discard_request)
+		relid == catalog.discard_request ||
+		relid == catalog.topic_limit)
 		return true;
 
 	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
@@ -148,6 +149,7 @@ find_relations(OutboxCatalog *found)
 	found->held_lane = find_relation("held_lane", schema);
 	found->discarded = find_relation("discarded_message", schema);
 	found->discard_request = find_relation("discard_request", schema);
+	found->topic_limit = find_relation("topic_limit", schema);
 
 	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
 	{

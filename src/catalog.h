@@ -38,6 +38,7 @@ typedef struct OutboxCatalog
 	Oid			held_lane;
 	Oid			discarded;		/* discarded_message */
 	Oid			discard_request;
+	Oid			topic_limit;
 } OutboxCatalog;
 
 /*

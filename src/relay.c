@@ -43,6 +43,7 @@
 #include "relay_discard.h"
 #include "relay_internal.h"
 #include "relay_isolation.h"
+#include "relay_limits.h"
 #include "relay_parked.h"
 #include "relay_standby.h"
 #include "worker.h"
@@ -128,6 +129,7 @@ reload(Relay *relay)
 	relay->failed = false;
 	relay->retry_at = 0;
 	relay_held_try_now(relay);
+	limits_ask_for_all(relay);
 	relay->ring_due = GetCurrentTimestamp();
 	relay->backlog_at = 0;
 }
@@ -259,6 +261,7 @@ sleep_until_needed(Relay *relay, TimestampTz now, TimestampTz progress_due,
 	timeout = until(now, catchup_due(relay, now), timeout);
 	timeout = until(now, isolation_due(relay), timeout);
 	timeout = until(now, discard_due(relay), timeout);
+	timeout = until(now, limits_due(relay, now), timeout);
 	if (may_send_parked(relay) && parked_in_flight(relay->parked) == 0)
 		timeout = until(now, parked_due(relay->parked), timeout);
 	if (relay->reset_needed)
@@ -326,6 +329,7 @@ run(Relay *relay)
 			relay_producer_open(relay);
 		relay_producer_serve(relay);
 		isolation_serve(relay, now);
+		limits_work(relay, now);
 		note_connection(relay);
 		measure_rate(relay, now);
 		check_safety_net(relay, now);
@@ -406,6 +410,7 @@ outbox_kafka_relay_main(Datum main_arg)
 											   ALLOCSET_DEFAULT_SIZES);
 	relay->topics = relay_topics_create(true, context);
 	relay->isolation = isolation_create(context);
+	relay->limits = limits_create(context);
 	relay->isolation_fd = -1;
 	relay->parked = parked_create(context);
 	relay->discard = discard_create(context);

@@ -10,6 +10,7 @@
  *	relay_held_progress.c	as they stand on disk
  *	relay_catchup.c		when lanes are held, and how they come back
  *	relay_producer.c	making, serving, losing and dropping the producer
+ *	relay_limits.c		how large a batch may be
  *	relay_isolation.c	the second producer, for what may be refused
  *	relay_parked.c		messages set aside
  *	relay_parked_send.c	those that are tried again
@@ -84,6 +85,9 @@ typedef struct Relay
 	struct RelayIsolation *isolation;
 	int			isolation_fd;	/* its descriptor, or -1 */
 
+	/* how large batches may be, see relay_limits.c */
+	struct RelayLimits *limits;
+
 	/* what the main loop waits for */
 	WaitEventSet *wait_all;		/* latch and producers */
 	WaitEventSet *wait_latch;	/* latch only */
@@ -101,7 +105,10 @@ typedef struct Relay
 	TimestampTz unresolved_since;
 	bool		was_connected;
 
-	/* a partition whose first message has to be acknowledged before others */
+	/*
+	 * a partition whose first message, or fill of its limit, has to be
+	 * acknowledged before others are sent
+	 */
 	RelayTopic *unproven;
 	int			unproven_partition;
 

@@ -23,6 +23,7 @@
 
 #include "relay_held.h"
 #include "relay_isolation.h"
+#include "relay_limits.h"
 #include "relay_parked.h"
 
 /* How long reports of a failed producer's other messages are waited for. */
@@ -147,6 +148,8 @@ judge(Relay *relay, TimestampTz now)
 {
 	RelayIsolation *isolation = relay->isolation;
 
+	if (isolation->refusal.topic != NULL && kafka_error_is_size(isolation->code))
+		limits_doubt(relay, isolation->refusal.topic->name);
 	if (isolation->refusal.topic != NULL)
 		relay_held_refused(relay, &isolation->refusal, isolation->class,
 						   isolation->code, now);

@@ -28,6 +28,7 @@
 #include "relay_held.h"
 #include "relay_internal.h"
 #include "relay_isolation.h"
+#include "relay_limits.h"
 #include "relay_parked.h"
 #include "relay_standby.h"
 
@@ -113,8 +114,11 @@ resolve(Relay *relay)
 	bool		refused;
 	int			patience;
 
-	if (relay_topic_resolve(topic, relay->producer, RELAY_TOPIC_ANSWER_MS, now, &error))
+	if (!relay_topic_is_stale(topic, now) ||
+		limits_resolve(relay, topic, relay->producer, now, &error))
 	{
+		if (limits_await(relay, topic, now))
+			return false;
 		relay->unresolved = NULL;
 		relay->unresolved_since = 0;
 		return true;
@@ -355,7 +359,7 @@ send_row_in_context(Relay *relay, RelayHeld *held, const CursorRow *row, Timesta
 		return true;
 	}
 
-	if (!relay_topic_may_send(topic, record.partition, now))
+	if (!relay_topic_may_send(topic, &record, now))
 	{
 		kafka_headers_free(record.headers);
 		if (held == NULL)

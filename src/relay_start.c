@@ -20,6 +20,7 @@
 #include "relay_discard.h"
 #include "relay_held.h"
 #include "relay_internal.h"
+#include "relay_limits.h"
 #include "relay_parked.h"
 #include "worker.h"
 
@@ -181,6 +182,9 @@ relay_start(Relay *relay)
 	catalog = relay_catalog(relay);
 	if (catalog != NULL)
 		relay_held_load(relay, catalog);
+	catalog = relay_catalog(relay);
+	if (catalog != NULL)
+		limits_load(relay, catalog);
 	relay_commit(relay);
 }
 
