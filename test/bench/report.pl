@@ -25,14 +25,15 @@ use Bench::Report;
 my %columns = (
 	rate => [ 'messages/s', 0, 1 ],
 	cpu => [ 'CPU us/message', 2, 1 ],
-	cpu_sender => [ 'sender', 2 ],
-	cpu_server => [ 'PostgreSQL', 2 ],
-	cpu_broker => [ 'broker', 2 ],
-	cpu_machine => [ 'all of the machine', 2 ],
+	cpu_sender => [ 'sender us', 2 ],
+	cpu_server => [ 'PostgreSQL us', 2 ],
+	cpu_broker => [ 'broker us', 2 ],
+	cpu_machine => [ 'all of the machine us', 2 ],
 	memory_own => [ 'own memory MB', 0 ],
 	memory_pss => [ 'PSS MB', 0 ],
 	memory_rss => [ 'RSS MB', 0 ],
 	wal => [ 'WAL B/message', 0 ],
+	wal_transaction => [ 'WAL B/transaction', 0 ],
 	wal_publish => [ 'WAL B publishing', 0 ],
 	wal_send => [ 'WAL B sending', 1 ],
 	other => [ 'other load %', 0 ],
@@ -48,6 +49,7 @@ my %columns = (
 	sent_rate => [ 'sent/s meanwhile', 0 ],
 	behind => [ 'behind at the end', 0 ],
 	kept => [ 'kept of the rate', 3, 1 ],
+	by_insert => [ 'by INSERT', 3, 1 ],
 	megabytes => [ 'MB', 0, 1 ],
 	dead_rows => [ 'dead rows', 0, 1 ],
 	cpu_ms_per_minute => [ 'CPU ms/min', 2 ],
@@ -77,12 +79,12 @@ my @parts = (
 	},
 	{
 		name => 'publish', title => 'publish() and INSERT, relay paused',
-		columns => [qw(tps kept cpu_server other)],
+		columns => [qw(tps by_insert cpu_server other)],
 		plots => [ [ groups => 'tps' ] ]
 	},
 	{
 		name => 'commit', title => 'The publisher\'s transaction',
-		columns => [qw(tps commit_p50 commit_p99 wal other)],
+		columns => [qw(tps commit_p50 commit_p99 wal_transaction other)],
 		ratio => 'tps', base => [ 'order alone', 'order and INSERT' ],
 		plots => [ [ groups => 'tps' ] ]
 	},

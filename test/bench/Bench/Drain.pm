@@ -38,7 +38,8 @@ use Bench::Report;
 sub run_one
 {
 	my ($env, $contender, %options) = @_;
-	my $topic = "drain_$contender->{name}";
+	# the same name for all, because ce_type has it
+	my $topic = "drain_$options{round}";
 	my $rows = $options{rows};
 	my %metrics;
 
@@ -97,7 +98,7 @@ sub compare
 		my ($digest, $first);
 		for my $contender (@contenders)
 		{
-			my $run = run_one($env, $contender, %options, memory => $memory);
+			my $run = run_one($env, $contender, %options, round => $round, memory => $memory);
 			$first //= $contender;
 			$digest //= $run->{digest};
 			croak "round $round: $contender->{name} and $first->{name} did not send the same records"

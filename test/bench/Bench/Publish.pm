@@ -113,7 +113,7 @@ sub measure_pairs
 		}
 		my $other = $env->other_load($watch);
 		$env->record('publish', $_, $parameter, $pair, { tps => $rate{$_}, cpu_server => $cpu{$_}, other => $other,
-			kept => $rate{$_} / $rate{insert} }) for keys %rate;
+			by_insert => $_ eq 'publish' ? $rate{publish} / $rate{insert} : undef }) for keys %rate;
 	}
 	return;
 }
@@ -164,7 +164,7 @@ sub measure_transactions
 					seconds => RUN_SECONDS, log => 1);
 				$wal = $env->wal_position - $wal;
 				$env->record('commit', $name, "$clients client" . ($clients > 1 ? 's' : '') . ", relay $state", $round, {
-					tps => $run->{tps}, wal => $wal / $run->{transactions}, other => $env->other_load($watch),
+					tps => $run->{tps}, wal_transaction => $wal / $run->{transactions}, other => $env->other_load($watch),
 					map { ("commit_p$_" => percentile($_, $run->{latencies})) } 50, 99
 				}) if $round > 0;
 				$env->drop_database(DATABASE);
