@@ -204,7 +204,7 @@ sub print_part
 	{
 		for my $contender (@{ $d->{contenders} })
 		{
-			next if !$d->{value}{$contender}{$parameter};
+			next if !%{ $d->{value}{$contender}{$parameter} // {} };
 			push @rows, [ $contender, $parameter,
 				(map { cell($d, $contender, $parameter, $_, $part->{last}) } @columns),
 				(map { ratio($d, $contender, $_, $parameter, $part->{ratio}) } @bases) ];
