@@ -85,7 +85,7 @@ demo:
 	test/demo/demo.sh
 
 bench:
-	test/install-deps.sh test
+	test/install-deps.sh bench
 	test/bench/run.sh
 
 install-deps:

@@ -544,6 +544,29 @@ CREATE TRIGGER publish_grant_changed
 	FOR EACH STATEMENT EXECUTE FUNCTION outbox.publish_grant_changed();
 ALTER TABLE outbox.publish_grant ENABLE ALWAYS TRIGGER publish_grant_changed;
 
+-- What the broker told the relay. Not dumped: it belongs to the cluster, and is
+-- asked for again. Sessions look at it when they publish.
+CREATE TABLE outbox.topic_limit (
+	topic text PRIMARY KEY,
+	max_message_bytes integer NOT NULL CHECK (max_message_bytes OPERATOR(pg_catalog.>) 0),
+	compressed boolean NOT NULL,
+	changed_at timestamptz NOT NULL
+) USING heap;
+COMMENT ON TABLE outbox.topic_limit IS 'how large a message of a topic may be; written by the relay alone';
+COMMENT ON COLUMN outbox.topic_limit.topic IS 'Kafka topic';
+COMMENT ON COLUMN outbox.topic_limit.max_message_bytes IS 'its max.message.bytes, as the broker said last';
+COMMENT ON COLUMN outbox.topic_limit.compressed IS 'the relay compresses what it sends: a larger message may fit, publishing refuses none';
+COMMENT ON COLUMN outbox.topic_limit.changed_at IS 'when the relay heard of it';
+
+CREATE FUNCTION outbox.topic_limit_changed() RETURNS trigger
+	LANGUAGE c VOLATILE
+	AS 'MODULE_PATHNAME', 'outbox_kafka_topic_limit_changed';
+COMMENT ON FUNCTION outbox.topic_limit_changed() IS 'makes every session read outbox.topic_limit again';
+CREATE TRIGGER topic_limit_changed
+	AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON outbox.topic_limit
+	FOR EACH STATEMENT EXECUTE FUNCTION outbox.topic_limit_changed();
+ALTER TABLE outbox.topic_limit ENABLE ALWAYS TRIGGER topic_limit_changed;
+
 CREATE FUNCTION outbox.grant_publish(role regrole, topics text[] DEFAULT '{*}') RETURNS void
 	LANGUAGE plpgsql VOLATILE
 	SET search_path = pg_catalog, pg_temp
@@ -656,7 +679,7 @@ DO $do$
 DECLARE
 	name pg_catalog.text;
 BEGIN
-	FOREACH name IN ARRAY ARRAY['segment', 'relay_state', 'relay_position', 'relay_transaction', 'relay_control', 'relay_conflict', 'held_lane', 'parked_message', 'discarded_message', 'discard_request', 'publish_grant', 'database_identity'] LOOP
+	FOREACH name IN ARRAY ARRAY['segment', 'relay_state', 'relay_position', 'relay_transaction', 'relay_control', 'relay_conflict', 'held_lane', 'parked_message', 'discarded_message', 'discard_request', 'publish_grant', 'topic_limit', 'database_identity'] LOOP
 		EXECUTE pg_catalog.format(
 			'CREATE TRIGGER ignore_replicated BEFORE INSERT OR UPDATE OR DELETE ON outbox.%1$I
 			 FOR EACH ROW EXECUTE FUNCTION outbox.ignore_replicated()', name);
@@ -690,7 +713,11 @@ CREATE FUNCTION outbox.topic_status_rows(
 	LANGUAGE c VOLATILE PARALLEL RESTRICTED
 	AS 'MODULE_PATHNAME', 'outbox_kafka_topic_status';
 COMMENT ON FUNCTION outbox.topic_status_rows() IS 'behind outbox.topic_status';
-CREATE VIEW outbox.topic_status AS SELECT * FROM outbox.topic_status_rows();
+CREATE VIEW outbox.topic_status AS
+	SELECT r.topic, r.partitions, l.max_message_bytes, r.published, r.published_bytes,
+		   r.in_flight, r.last_published_at, r.last_error, r.last_error_at
+	FROM outbox.topic_status_rows() AS r
+		 LEFT JOIN outbox.topic_limit AS l ON l.topic OPERATOR(pg_catalog.=) r.topic;
 COMMENT ON VIEW outbox.topic_status IS 'counters per topic since the server started';
 
 CREATE FUNCTION outbox.backlog_row(OUT bytes bigint, OUT max_bytes bigint, OUT policy text)

@@ -48,7 +48,8 @@ is_ours(Oid relid)
 		relid == catalog.relay_position || relid == catalog.relay_control ||
 		relid == catalog.publish_grant || relid == catalog.parked ||
 		relid == catalog.held_lane || relid == catalog.discarded ||
-		relid == catalog.discard_request)
+		relid == catalog.discard_request ||
+		relid == catalog.topic_limit)
 		return true;
 
 	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
@@ -150,6 +151,7 @@ find_relations(OutboxCatalog *found)
 	found->discard_request = find_relation("discard_request", schema);
 	found->relay_transaction = find_relation("relay_transaction", schema);
 	found->relay_conflict = find_relation("relay_conflict", schema);
+	found->topic_limit = find_relation("topic_limit", schema);
 
 	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
 	{

@@ -40,6 +40,7 @@ typedef struct OutboxCatalog
 	Oid			discard_request;
 	Oid			relay_transaction;
 	Oid			relay_conflict;
+	Oid			topic_limit;
 } OutboxCatalog;
 
 /*

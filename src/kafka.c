@@ -39,6 +39,7 @@
 #include "kafka_client.h"
 #include "kafka_conf.h"
 #include "kafka_error.h"
+#include "kafka_limit.h"
 #include "kafka_producer.h"
 #include "kafka_resolve.h"
 #include "kafka_wake.h"
@@ -513,6 +514,9 @@ kafka_producer_serve(KafkaProducer *producer, const KafkaEventHandlers *handlers
 			case RD_KAFKA_EVENT_LOG:
 				serve_log(event, handlers, arg);
 				break;
+			case RD_KAFKA_EVENT_DESCRIBECONFIGS_RESULT:
+				kafka_limit_serve(event, handlers, arg);
+				break;
 			default:
 				break;
 		}
@@ -609,6 +613,18 @@ kafka_topic_partitions(KafkaTopic *topic, int timeout_ms, KafkaError *error)
 		kafka_fill_error(error, KAFKA_ERROR_NONE, RD_KAFKA_RESP_ERR_NO_ERROR, "");
 	rd_kafka_metadata_destroy(metadata);
 	return partitions;
+}
+
+void
+kafka_producer_ask_limits(KafkaProducer *producer, const char *const *topics, int count)
+{
+	kafka_limit_ask(producer->rk, producer->queue, topics, count);
+}
+
+void
+kafka_producer_batching(const KafkaProducer *producer, int *batch_size, bool *compresses)
+{
+	kafka_conf_batching(rd_kafka_conf(producer->rk), batch_size, compresses);
 }
 
 /* ----------

@@ -48,6 +48,7 @@ typedef struct KafkaProducerConfig
 	const char *properties;		/* "k=v; k=v" of allowed names, or "" */
 	const char *config_file;	/* properties file, or "" */
 	bool		bulk;			/* batches rather than latency */
+	int			max_batch_bytes;	/* no larger batches; 0: as configured */
 	int			max_in_flight;	/* messages */
 	int			max_in_flight_kb;
 	const char *transactional_id;	/* or NULL: no transactions */
@@ -76,6 +77,19 @@ typedef struct KafkaDelivery
 } KafkaDelivery;
 
 /*
+ * Part of the answer to kafka_producer_ask_limits(): what the broker says of
+ * one topic; at its end one with topic NULL, whose error says why there is no
+ * answer for those that were left out (class CLIENT: brokers like this one tell
+ * no limits).
+ */
+typedef struct KafkaTopicLimit
+{
+	const char *topic;
+	int			bytes;			/* max.message.bytes, or 0: not told */
+	KafkaError	error;			/* class TOPIC: unknown or forbidden */
+} KafkaTopicLimit;
+
+/*
  * Called from kafka_producer_serve() in the caller's thread. They must return
  * normally: no ereport(ERROR), no longjmp. Strings live for the call only, and
  * are single lines of ASCII.
@@ -85,6 +99,7 @@ typedef struct KafkaEventHandlers
 	void		(*delivered) (void *arg, const KafkaDelivery *delivery);
 	void		(*error) (void *arg, const KafkaError *error);
 	void		(*log) (void *arg, int syslog_level, const char *text);
+	void		(*limit) (void *arg, const KafkaTopicLimit *limit);
 } KafkaEventHandlers;
 
 /*
@@ -169,6 +184,22 @@ extern KafkaTopic *kafka_topic(KafkaProducer *producer, const char *name);
 extern int	kafka_topic_partitions(KafkaTopic *topic, int timeout_ms,
 								   KafkaError *error);
 
+/*
+ * Ask how large a batch of each of these topics may be, at most
+ * KAFKA_LIMITS_AT_ONCE of them. Never waits: the handler "limit" gets the
+ * answer, some seconds later at most, unless the producer is ended before.
+ */
+#define KAFKA_LIMITS_AT_ONCE 100
+extern void kafka_producer_ask_limits(KafkaProducer *producer,
+									  const char *const *topics, int count);
+
+/*
+ * The largest batch that it makes of several records, in bytes before they are
+ * compressed; and whether it compresses them at all.
+ */
+extern void kafka_producer_batching(const KafkaProducer *producer,
+									int *batch_size, bool *compresses);
+
 /* The partition the Java clients take for a key (murmur2). key is not NULL. */
 extern int	kafka_partition_for_key(const void *key, size_t length,
 									int partitions);
@@ -190,8 +221,19 @@ extern void kafka_headers_add(KafkaHeaders *headers,
 							  const char *name, int name_length,
 							  const void *value, int value_length);
 
-/* Whether the broker refuses the time of a record. */
+/*
+ * What a record takes in a batch before it is compressed: at most so many
+ * bytes. The batch itself takes KAFKA_BATCH_OVERHEAD.
+ */
+#define KAFKA_BATCH_OVERHEAD 61
+extern size_t kafka_record_size(const KafkaRecord *record);
+
+/* Whether the broker refuses the time, or the size, of a record or a batch. */
 extern bool kafka_error_is_timestamp(int code);
+extern bool kafka_error_is_size(int code);
+
+/* Whether the broker does not let us know or do something. */
+extern bool kafka_error_is_denied(int code);
 
 /* What a code means, in English. Static memory. */
 extern const char *kafka_error_text(int code);

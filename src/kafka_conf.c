@@ -29,6 +29,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <fnmatch.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -566,6 +567,35 @@ check_oauthbearer(rd_kafka_conf_t *conf, char *reason, size_t reason_size)
 	return false;
 }
 
+void
+kafka_conf_batching(const rd_kafka_conf_t *conf, int *batch_size, bool *compresses)
+{
+	char		value[64];
+	size_t		size = sizeof(value);
+
+	*batch_size = INT_MAX;
+	if (rd_kafka_conf_get(conf, "batch.size", value, &size) == RD_KAFKA_CONF_OK)
+		*batch_size = atoi(value);
+	size = sizeof(value);
+	*compresses = rd_kafka_conf_get(conf, "compression.codec", value, &size) != RD_KAFKA_CONF_OK ||
+		strcmp(value, "none") != 0;
+}
+
+/* Batches of a size that somebody chose are made smaller, never larger. */
+static bool
+bound_batches(rd_kafka_conf_t *conf, int max_bytes, char *reason, size_t reason_size)
+{
+	int			batch_size;
+	bool		compresses;
+	char		value[32];
+
+	kafka_conf_batching(conf, &batch_size, &compresses);
+	if (max_bytes == 0 || batch_size <= max_bytes)
+		return true;
+	snprintf(value, sizeof(value), "%d", max_bytes);
+	return set_default(conf, "batch.size", value, false, reason, reason_size);
+}
+
 rd_kafka_conf_t *
 kafka_conf_build(const KafkaProducerConfig *config,
 				 char *reason, size_t reason_size)
@@ -576,6 +606,7 @@ kafka_conf_build(const KafkaProducerConfig *config,
 		set_from_text(conf, config->properties, reason, reason_size) &&
 		(config->config_file[0] == '\0' ||
 		 set_from_file(conf, config->config_file, reason, reason_size)) &&
+		bound_batches(conf, config->max_batch_bytes, reason, reason_size) &&
 		check_oauthbearer(conf, reason, reason_size))
 		return conf;
 	rd_kafka_conf_destroy(conf);

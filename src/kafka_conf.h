@@ -22,4 +22,8 @@
 extern rd_kafka_conf_t *kafka_conf_build(const KafkaProducerConfig *config,
 										 char *reason, size_t reason_size);
 
+/* See kafka_producer_batching(). */
+extern void kafka_conf_batching(const rd_kafka_conf_t *conf,
+								int *batch_size, bool *compresses);
+
 #endif							/* OUTBOX_KAFKA_CONF_H */

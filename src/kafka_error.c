@@ -187,3 +187,16 @@ kafka_error_is_timestamp(int code)
 {
 	return code == RD_KAFKA_RESP_ERR_INVALID_TIMESTAMP;
 }
+
+bool
+kafka_error_is_size(int code)
+{
+	return code == RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE;
+}
+
+bool
+kafka_error_is_denied(int code)
+{
+	return code == RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED ||
+		code == RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED;
+}

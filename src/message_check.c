@@ -22,6 +22,14 @@
 /* Lengths of a header's name and value are varints of at most 5 bytes. */
 #define HEADER_OVERHEAD 10
 
+/*
+ * What a batch of the present format has before its records, and a record
+ * beside the varints of its lengths: attributes, and the deltas of time and
+ * offset, which take a byte each in the first one.
+ */
+#define BATCH_OVERHEAD 61
+#define RECORD_OVERHEAD 3
+
 /* Bytes of a header's name that an error shows */
 #define HEADER_NAME_SHOWN 255
 
@@ -150,8 +158,21 @@ refuse_header_value(const JsonbValue *name)
 					shown, name->val.string.val)));
 }
 
+/*
+ * Bytes of a length as a varint (zigzag, seven bits a byte).
+ */
+static Size
+length_bytes(Size length)
+{
+	Size		result = 1;
+
+	for (length <<= 1; length > 0x7F; length >>= 7)
+		result++;
+	return result;
+}
+
 Size
-message_check_headers(Jsonb *headers)
+message_check_headers(Jsonb *headers, Size *least)
 {
 	JsonbIterator *iterator;
 	JsonbIteratorToken token;
@@ -160,6 +181,9 @@ message_check_headers(Jsonb *headers)
 	Size		name_bytes = 0;
 	Size		bytes = 0;
 	bool		in_array = false;
+	int			count = 0;
+
+	*least = 0;
 
 	if (!JB_ROOT_IS_OBJECT(headers))
 		ereport(ERROR,
@@ -191,10 +215,20 @@ message_check_headers(Jsonb *headers)
 			case WJB_VALUE:
 			case WJB_ELEM:
 				if (value.type == jbvString)
-					bytes += utf8_length(value.val.string.val, value.val.string.len);
-				else if (value.type != jbvNull)
+				{
+					int			value_bytes = utf8_length(value.val.string.val,
+														  value.val.string.len);
+
+					bytes += value_bytes;
+					*least += length_bytes(value_bytes) + value_bytes;
+				}
+				else if (value.type == jbvNull)
+					*least += 1;
+				else
 					refuse_header_value(&name);
 				bytes += name_bytes + HEADER_OVERHEAD;
+				*least += length_bytes(name_bytes) + name_bytes;
+				count++;
 				break;
 
 			case WJB_BEGIN_OBJECT:
@@ -208,6 +242,7 @@ message_check_headers(Jsonb *headers)
 		}
 	}
 
+	*least += length_bytes(count);
 	return bytes;
 }
 
@@ -223,10 +258,12 @@ source_length(void)
 	return strlen("/postgresql/") + NAMEDATALEN;
 }
 
-void
+Size
 message_check(const MessageFields *fields)
 {
 	Size		bytes;
+	Size		least;
+	Size		headers_least = 1;	/* none: their number */
 
 	message_check_topic(fields->topic, fields->topic_length);
 
@@ -263,7 +300,7 @@ message_check(const MessageFields *fields)
 	}
 
 	if (fields->headers != NULL)
-		bytes += message_check_headers(fields->headers);
+		bytes += message_check_headers(fields->headers, &headers_least);
 
 	if (bytes > (Size) guc_max_message_bytes)
 		ereport(ERROR,
@@ -273,4 +310,9 @@ message_check(const MessageFields *fields)
 						   bytes, "outbox_kafka.max_message_bytes",
 						   guc_max_message_bytes),
 				 errhint("Kafka's limits are max.message.bytes of the topic and message.max.bytes of the broker.")));
+
+	least = RECORD_OVERHEAD + headers_least;
+	least += fields->has_key ? length_bytes(fields->key_length) + fields->key_length : 1;
+	least += fields->has_payload ? length_bytes(fields->payload_length) + fields->payload_length : 1;
+	return BATCH_OVERHEAD + length_bytes(least) + least;
 }

@@ -48,12 +48,18 @@ extern void message_check_topic(const char *topic, int length);
 
 /*
  * An object of string, null, or array of those; no empty name, none of the
- * names that only the relay writes. Returns the bytes they take in a record.
+ * names that only the relay writes. Returns the bytes they take in a record at
+ * most; *least: at least.
  */
-extern Size message_check_headers(Jsonb *headers);
+extern Size message_check_headers(Jsonb *headers, Size *least);
 
-/* All of the above and the rest: tombstone, partition, correlation id, size. */
-extern void message_check(const MessageFields *fields);
+/*
+ * All of the above and the rest: tombstone, partition, correlation id, size
+ * (but not the limit of the topic, topic_limit.h). Returns the bytes of a batch
+ * that holds nothing but this record, as far as they are certain: without the
+ * headers that the relay adds, since its settings decide on them.
+ */
+extern Size message_check(const MessageFields *fields);
 
 /*
  * The bytes of text in UTF-8, which is what goes to Kafka: text itself when

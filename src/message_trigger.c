@@ -35,6 +35,7 @@
 #include "message_check.h"
 #include "message_id.h"
 #include "publish_grant.h"
+#include "topic_limit.h"
 #include "uuid7.h"
 #include "wakeup.h"
 
@@ -68,6 +69,7 @@ static void
 check_row(const Datum *values, const bool *nulls)
 {
 	MessageFields fields = {0};
+	Size		least_bytes;
 
 	if (!nulls[FIELD(topic)])
 	{
@@ -95,8 +97,9 @@ check_row(const Datum *values, const bool *nulls)
 		fields.correlation_id_length = VARSIZE_ANY_EXHDR(correlation_id);
 	}
 
-	message_check(&fields);
+	least_bytes = message_check(&fields);
 	publish_grant_check(fields.topic, fields.topic_length);
+	topic_limit_check(fields.topic, fields.topic_length, least_bytes);
 	backlog_check();
 }
 

@@ -37,6 +37,7 @@
 #include "message_id.h"
 #include "publish_grant.h"
 #include "segment_choice.h"
+#include "topic_limit.h"
 #include "uuid7.h"
 #include "wakeup.h"
 
@@ -228,6 +229,7 @@ publish(FunctionCallInfo fcinfo, Datum key, Datum payload)
 	Datum		values[Natts_outbox_message] = {0};
 	bool		nulls[Natts_outbox_message] = {0};
 	MessageFields fields = {0};
+	Size		least_bytes;
 	text	   *correlation_id = NULL;
 	FullTransactionId xid;
 	Relation	leaf;
@@ -263,8 +265,9 @@ publish(FunctionCallInfo fcinfo, Datum key, Datum payload)
 		fields.correlation_id_length = VARSIZE_ANY_EXHDR(correlation_id);
 	}
 
-	message_check(&fields);
+	least_bytes = message_check(&fields);
 	publish_grant_check(fields.topic, fields.topic_length);
+	topic_limit_check(fields.topic, fields.topic_length, least_bytes);
 	backlog_check();
 
 	now = GetCurrentTimestamp();

@@ -43,6 +43,7 @@
 #include "relay_discard.h"
 #include "relay_internal.h"
 #include "relay_isolation.h"
+#include "relay_limits.h"
 #include "relay_parked.h"
 #include "relay_standby.h"
 #include "relay_transaction.h"
@@ -136,6 +137,7 @@ reload(Relay *relay)
 	relay->failed = false;
 	relay->retry_at = 0;
 	relay_held_try_now(relay);
+	limits_ask_for_all(relay);
 	relay->ring_due = GetCurrentTimestamp();
 	relay->backlog_at = 0;
 }
@@ -175,6 +177,7 @@ may_read(const Relay *relay, TimestampTz now)
 	/* what has begun has to end, and soon */
 	if (relay_transaction_has_begun(relay))
 		return !relay->reset_needed && relay->producer != NULL && relay->retry_at == 0 &&
+			relay->unproven == NULL &&
 			relay_transaction_may_read(relay, NULL) && relay_has_room(relay);
 
 	return !relay->paused && !relay->reset_needed &&
@@ -282,6 +285,7 @@ sleep_until_needed(Relay *relay, TimestampTz now, TimestampTz progress_due,
 	timeout = until(now, isolation_due(relay), timeout);
 	timeout = until(now, discard_due(relay), timeout);
 	timeout = until(now, relay_transaction_due(relay), timeout);
+	timeout = until(now, limits_due(relay, now), timeout);
 	if (may_send_parked(relay) && parked_in_flight(relay->parked) == 0)
 		timeout = until(now, parked_due(relay->parked), timeout);
 	if (relay->reset_needed)
@@ -351,6 +355,7 @@ run(Relay *relay)
 		isolation_serve(relay, now);
 		if (relay->exact)
 			relay_transaction_serve(relay, TRANSACTION_SECOND, now);
+		limits_work(relay, now);
 		note_connection(relay);
 		measure_rate(relay, now);
 		check_safety_net(relay, now);
@@ -431,6 +436,7 @@ outbox_kafka_relay_main(Datum main_arg)
 											   ALLOCSET_DEFAULT_SIZES);
 	relay->topics = relay_topics_create(true, context);
 	relay->isolation = isolation_create(context);
+	relay->limits = limits_create(context);
 	relay->isolation_fd = -1;
 	relay->parked = parked_create(context);
 	relay->discard = discard_create(context);

@@ -24,6 +24,7 @@
 #include "relay_catchup.h"
 #include "relay_discard.h"
 #include "relay_isolation.h"
+#include "relay_limits.h"
 #include "relay_transaction.h"
 
 /* A lane that has not answered for so long is held, */
@@ -165,7 +166,7 @@ may_send(const Relay *relay)
 	return relay->held != NIL && relay->control_known && !relay->paused &&
 		!relay->reset_needed &&
 		relay->producer != NULL && !relay->failed &&
-		relay->bulk == relay->bulk_wanted &&
+		!relay_producer_is_changing(relay) &&
 		kafka_producer_is_connected(relay->producer);
 }
 
@@ -215,7 +216,7 @@ try_lane(Relay *relay, RelayHeld *held, TimestampTz now)
 		topic->pinned_partitions = held->topic->pinned_partitions;
 	}
 	if (!relay_topic_is_stale(topic, now) ||
-		relay_topic_resolve(topic, producer, RELAY_TOPIC_ANSWER_MS, now, &error))
+		limits_resolve(relay, topic, producer, now, &error))
 	{
 		held->sends_as = topic;
 		relay_held_settle_leftovers(relay, held);

@@ -158,6 +158,11 @@ relay_held_remove(Relay *relay, RelayHeld *held)
 		topic->pinned_partitions = 0;
 		topic->partitions_at = 0;
 	}
+	for (int i = 0; i < held->nleftovers; i++)
+	{
+		if (!held->leftovers[i].reported)
+			relay_topic_lost(topic, held->leftovers[i].partition);
+	}
 	window_destroy(held->window);
 	cursor_bound_release(held->stored_done);
 	if (held->stored_batch)

@@ -10,6 +10,7 @@
  *	relay_held_progress.c	as they stand on disk
  *	relay_catchup.c		when lanes are held, and how they come back
  *	relay_producer.c	making, serving, losing and dropping the producer
+ *	relay_limits.c		how large a batch may be
  *	relay_isolation.c	the second producer, for what may be refused
  *	relay_parked.c		messages set aside
  *	relay_parked_send.c	those that are tried again
@@ -91,6 +92,8 @@ typedef struct Relay
 	bool		define;			/* store the main cursor's batch in any case */
 	struct RelayTransactions *transactions;
 	bool		conflict;		/* nothing is sent before outbox.claim() */
+	/* how large batches may be, see relay_limits.c */
+	struct RelayLimits *limits;
 
 	/* what the main loop waits for */
 	WaitEventSet *wait_all;		/* latch and producers */
@@ -109,7 +112,10 @@ typedef struct Relay
 	TimestampTz unresolved_since;
 	bool		was_connected;
 
-	/* a partition whose first message has to be acknowledged before others */
+	/*
+	 * a partition whose first message, or fill of its limit, has to be
+	 * acknowledged before others are sent
+	 */
 	RelayTopic *unproven;
 	int			unproven_partition;
 

@@ -23,6 +23,7 @@
 
 #include "relay_held.h"
 #include "relay_isolation.h"
+#include "relay_limits.h"
 #include "relay_parked.h"
 #include "relay_transaction.h"
 
@@ -169,6 +170,8 @@ judge(Relay *relay, TimestampTz now)
 {
 	RelayIsolation *isolation = relay->isolation;
 
+	if (isolation->refusal.topic != NULL && kafka_error_is_size(isolation->code))
+		limits_doubt(relay, isolation->refusal.topic->name);
 	if (isolation->refusal.topic != NULL)
 		relay_held_refused(relay, &isolation->refusal, isolation->class,
 						   isolation->code, now);

@@ -24,6 +24,7 @@
 #include "message.h"
 #include "record.h"
 #include "relay_isolation.h"
+#include "relay_limits.h"
 #include "relay_parked_internal.h"
 #include "relay_standby.h"
 #include "relay_transaction.h"
@@ -85,12 +86,8 @@ send_one(Relay *relay, KafkaProducer *producer, TupleTableSlot *slot, TimestampT
 		fail_at_once(parked, flight, KAFKA_ERROR_RECORD, 0);
 		return true;
 	}
-	if (!relay->exact && !relay_topic_may_send(topic, record.partition, now))
-	{
-		kafka_headers_free(record.headers);
-		return false;
-	}
-	if (relay->exact && !relay_transaction_begin_parked(relay, now))
+	if (!relay_topic_may_send(topic, &record, !relay->exact, now) ||
+		(relay->exact && !relay_transaction_begin_parked(relay, now)))
 	{
 		kafka_headers_free(record.headers);
 		return false;
@@ -177,8 +174,7 @@ parked_send(Relay *relay, TimestampTz now)
 	{
 		KafkaError	error;
 
-		if (!relay_topic_resolve(relay->parked_unresolved, producer,
-								 RELAY_TOPIC_ANSWER_MS, now, &error))
+		if (!limits_resolve(relay, relay->parked_unresolved, producer, now, &error))
 		{
 			relay_topic_failed(relay->parked_unresolved, error.message);
 			parked->due = TimestampTzPlusMilliseconds(now, PARKED_TOPIC_RETRY_MS);
@@ -317,6 +313,8 @@ parked_finish(Relay *relay, TimestampTz now)
 			refused++;
 		else if (flight->class == KAFKA_ERROR_NONE && flight->topic->lanes)
 			relay_topic_acknowledged(flight->topic, flight->partition, flight->bytes, now);
+		if (kafka_error_is_size(flight->code))
+			limits_doubt(relay, flight->topic->name);
 	}
 
 	relay_begin(relay);

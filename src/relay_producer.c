@@ -12,8 +12,9 @@
  * With a backlog that makes many small batches, for which relay and broker
  * pay; so after so many chunks without an end (BULK_CHUNKS) another one takes
  * over that waits a few milliseconds for a batch to fill, until the end of the
- * backlog is found and all is acknowledged. The change is made when nothing
- * is in flight: nothing is repeated by it, and no order changes.
+ * backlog is found and all is acknowledged. The same when batches have to be
+ * smaller for a topic that is sent to now (relay_limits.c). The change is made
+ * when nothing is in flight: nothing is repeated by it, and no order changes.
  */
 #include "postgres.h"
 
@@ -26,6 +27,7 @@
 #include "relay_held.h"
 #include "relay_internal.h"
 #include "relay_isolation.h"
+#include "relay_limits.h"
 #include "relay_transaction.h"
 
 /* Between tries after a failure: doubled each time, up to the maximum. */
@@ -127,6 +129,7 @@ static const KafkaEventHandlers handlers = {
 	.delivered = delivered,
 	.error = relay_producer_event,
 	.log = relay_producer_log,
+	.limit = limits_answer,
 };
 
 /* Tell what the handlers noted, now that no frame of librdkafka is below. */
@@ -211,6 +214,7 @@ relay_producer_start(Relay *relay, int number, bool bulk, char **reason)
 	config.config_file = guc_config_file;
 	config.bulk = bulk;
 	config.transactional_id = relay_transaction_id(relay, number);
+	config.max_batch_bytes = limits_batch_size(relay);
 	config.max_in_flight = guc_max_in_flight;
 	config.max_in_flight_kb = guc_max_in_flight_size;
 
@@ -255,6 +259,7 @@ relay_producer_open(Relay *relay)
 		return;
 	}
 
+	limits_producer_opened(relay);
 	relay->producer_since = GetCurrentTimestamp();
 	if (relay->producer_settings)
 		pfree(relay->producer_settings);
@@ -282,6 +287,9 @@ judge(Relay *relay, TimestampTz now)
 	bool		whole = (class == KAFKA_ERROR_TOPIC);
 	int			partition = whole ? HELD_WHOLE_TOPIC : relay->refused_partition;
 	KafkaError	error;
+
+	if (class == KAFKA_ERROR_RECORD && kafka_error_is_size(relay->refusal_code))
+		limits_doubt(relay, topic->name);
 
 	if ((class == KAFKA_ERROR_NONE || class == KAFKA_ERROR_PURGED) &&
 		kafka_producer_is_dead(relay->producer, &error))
@@ -318,6 +326,9 @@ judge_transaction(Relay *relay, TimestampTz now)
 	bool		dead = kafka_producer_is_dead(relay->producer, &error);
 	const char *lost = pstrdup(relay->lost_text);
 
+	if (class == KAFKA_ERROR_RECORD && kafka_error_is_size(relay->refusal_code))
+		limits_doubt(relay, topic->name);
+
 	relay_producer_close(relay);
 	if (class != KAFKA_ERROR_RECORD && class != KAFKA_ERROR_TOPIC)
 		relay_fail(relay, NULL, dead ? error.message :
@@ -341,7 +352,8 @@ judge_transaction(Relay *relay, TimestampTz now)
 bool
 relay_producer_is_changing(const Relay *relay)
 {
-	return relay->producer != NULL && relay->bulk != relay->bulk_wanted;
+	return relay->producer != NULL &&
+		(relay->bulk != relay->bulk_wanted || !limits_batches_fit(relay));
 }
 
 /* Decide which kind is wanted, and drop the other one when it is idle. */
@@ -456,6 +468,7 @@ relay_producer_close(Relay *relay)
 				 errdetail("They are sent again.")));
 
 	relay_topics_forget_producer(relay->topics);
+	limits_producer_closed(relay);
 	relay_producer_end(relay->producer);
 	relay->producer = NULL;
 	relay->reset_needed = false;

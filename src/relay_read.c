@@ -28,6 +28,7 @@
 #include "relay_held.h"
 #include "relay_internal.h"
 #include "relay_isolation.h"
+#include "relay_limits.h"
 #include "relay_parked.h"
 #include "relay_standby.h"
 #include "relay_transaction.h"
@@ -119,8 +120,11 @@ resolve(Relay *relay)
 	bool		refused;
 	int			patience;
 
-	if (relay_topic_resolve(topic, relay->producer, RELAY_TOPIC_ANSWER_MS, now, &error))
+	if (!relay_topic_is_stale(topic, now) ||
+		limits_resolve(relay, topic, relay->producer, now, &error))
 	{
+		if (limits_await(relay, topic, now))
+			return false;
 		relay->unresolved = NULL;
 		relay->unresolved_since = 0;
 		return true;
@@ -146,9 +150,10 @@ resolve(Relay *relay)
 		relay->retry_at = 0;
 		return true;
 	}
-	if (error.class != KAFKA_ERROR_RETRY &&
-		(relay->failures > 0 ||
-		 TimestampDifferenceExceeds(relay->unresolved_since, now, TOPIC_PROPAGATION_MS)))
+
+	/* it cannot be held */
+	if (refused &&
+		TimestampDifferenceExceeds(relay->unresolved_since, now, TOPIC_PROPAGATION_MS))
 	{
 		relay->unresolved = NULL;
 		relay->unresolved_since = 0;
@@ -313,6 +318,7 @@ send_row_in_context(Relay *relay, RelayHeld *held, const CursorRow *row, Timesta
 	KafkaRecord record;
 	WindowEntry entry;
 	KafkaError	error;
+	bool		may_send;
 
 	if (is_passed_over(relay, held, row, topic))
 		return true;
@@ -360,11 +366,11 @@ send_row_in_context(Relay *relay, RelayHeld *held, const CursorRow *row, Timesta
 		return true;
 	}
 
-	if (relay->exact ? !relay_transaction_begin(relay, held, now) :
-		!relay_topic_may_send(topic, record.partition, now))
+	may_send = relay_topic_may_send(topic, &record, !relay->exact, now);
+	if (!may_send || (relay->exact && !relay_transaction_begin(relay, held, now)))
 	{
 		kafka_headers_free(record.headers);
-		if (held == NULL && relay->exact)
+		if (held == NULL && may_send)
 			relay->retry_at = TimestampTzPlusMilliseconds(now, 1);
 		else if (held == NULL)
 		{

@@ -20,6 +20,7 @@
 #include "relay_discard.h"
 #include "relay_held.h"
 #include "relay_internal.h"
+#include "relay_limits.h"
 #include "relay_parked.h"
 #include "relay_transaction.h"
 #include "worker.h"
@@ -184,8 +185,15 @@ relay_start(Relay *relay)
 	if (catalog != NULL)
 	{
 		relay_held_load(relay, catalog);
-		relay_transactions_load(relay, relay_catalog(relay));
+		catalog = relay_catalog(relay);
 	}
+	if (catalog != NULL)
+	{
+		relay_transactions_load(relay, catalog);
+		catalog = relay_catalog(relay);
+	}
+	if (catalog != NULL)
+		limits_load(relay, catalog);
 	relay_commit(relay);
 	if (catalog == NULL)
 		worker_leave_idle();

@@ -14,6 +14,13 @@
  * overtaken. Once a batch was accepted, the broker refuses what follows a gap.
  * Therefore the first message of a producer to a partition travels alone; the
  * same after a long silence, when the broker may have forgotten the producer.
+ * In a Kafka transaction it need not: what follows a refused batch is given up
+ * with it.
+ *
+ * A broker refuses a batch that is larger than the topic's max.message.bytes. The
+ * producer's batches are kept below that where it costs little (relay_limits.c);
+ * where they are not, no more than fits into one is on the way to a partition at
+ * a time, however the client cuts it into batches.
  *
  * While a partition of a topic is held (relay_held.c), the number of its
  * partitions stays what it was: a key that moved to another one could be sent
@@ -32,6 +39,9 @@
 
 /* Brokers remember producers for a day by default; it can be set lower. */
 #define FORGOTTEN_MS (10 * 60 * 1000)
+
+/* What was sent while no limit mattered fits into none with others. */
+#define UNCOUNTED_BYTES ((size_t) 1 << 40)
 
 struct RelayTopics
 {
@@ -75,6 +85,12 @@ relay_topic(RelayTopics *topics, const char *name, int length)
 		memset((char *) topic + sizeof(key), 0, sizeof(RelayTopic) - sizeof(key));
 	topics->last = topic;
 	return topic;
+}
+
+RelayTopic *
+relay_topic_find(const RelayTopics *topics, const char *name)
+{
+	return hash_search(topics->table, name, HASH_FIND, NULL);
 }
 
 void
@@ -149,17 +165,24 @@ relay_topic_resolve(RelayTopic *topic, KafkaProducer *producer, int timeout_ms,
 }
 
 bool
-relay_topic_may_send(RelayTopic *topic, int partition, TimestampTz now)
+relay_topic_may_send(RelayTopic *topic, const KafkaRecord *record, bool alone,
+					 TimestampTz now)
 {
-	RelayLane  *lane = &topic->lanes[partition];
+	RelayLane  *lane = &topic->lanes[record->partition];
+	bool		bounded = topic->max_message_bytes > 0 &&
+	topic->max_message_bytes < topic->batch_size;
 
+	lane->asked_bytes = bounded ? kafka_record_size(record) : 0;
 	if (lane->in_flight == 0)
 	{
 		if (TimestampDifferenceExceeds(lane->last_acknowledged_at, now, FORGOTTEN_MS))
 			lane->proven = false;
 		return true;
 	}
-	return lane->proven;
+	return (lane->proven || !alone) &&
+		(!bounded ||
+		 KAFKA_BATCH_OVERHEAD + lane->round_bytes + lane->asked_bytes <=
+		 (size_t) topic->max_message_bytes);
 }
 
 void
@@ -170,7 +193,11 @@ relay_topic_sent(RelayTopic *topic, int partition, TimestampTz now)
 	topic->in_flight++;
 	topic->changed = true;
 	if (lane->in_flight++ == 0)
+	{
 		lane->waiting_since = now;
+		lane->round_bytes = 0;
+	}
+	lane->round_bytes += lane->asked_bytes > 0 ? lane->asked_bytes : UNCOUNTED_BYTES;
 }
 
 void
@@ -188,6 +215,16 @@ relay_topic_acknowledged(RelayTopic *topic, int partition, uint32 bytes,
 		topic->lanes[partition].last_acknowledged_at = now;
 		topic->lanes[partition].waiting_since = now;
 	}
+}
+
+void
+relay_topic_lost(RelayTopic *topic, int partition)
+{
+	if (topic->in_flight > 0)
+		topic->in_flight--;
+	topic->changed = true;
+	if (partition < topic->partitions && topic->lanes[partition].in_flight > 0)
+		topic->lanes[partition].in_flight--;
 }
 
 void

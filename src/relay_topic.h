@@ -22,6 +22,8 @@ typedef struct RelayLane
 	bool		proven;			/* this producer has had an acknowledgement */
 	TimestampTz waiting_since;	/* for the next acknowledgement, if in_flight */
 	TimestampTz last_acknowledged_at;
+	size_t		round_bytes;	/* sent since nothing was in flight */
+	size_t		asked_bytes;	/* of the record asked about last */
 } RelayLane;
 
 typedef struct RelayTopic
@@ -32,6 +34,9 @@ typedef struct RelayTopic
 	TimestampTz partitions_at;	/* when the broker was asked last */
 	RelayLane  *lanes;			/* [partitions] */
 	KafkaHeaders *headers;		/* the constant ones, or NULL: to be made */
+	int			max_message_bytes;	/* of a batch, says the broker; 0: not
+									 * known */
+	int			batch_size;		/* that the producer fills, if known */
 	struct RelayHeld *held[RELAY_TOPIC_HELD];	/* see relay_held.h; NULL:
 												 * free */
 	int			nheld;			/* how many of them */
@@ -56,6 +61,9 @@ extern RelayTopics *relay_topics_create(bool is_main, MemoryContext context);
 /* Look up or enter. name need not be terminated. */
 extern RelayTopic *relay_topic(RelayTopics *topics, const char *name, int length);
 
+/* Look up; NULL: nothing was sent to it. Allocates nothing. */
+extern RelayTopic *relay_topic_find(const RelayTopics *topics, const char *name);
+
 /* The producer is gone, and with it handles, counts and what was in flight. */
 extern void relay_topics_forget_producer(RelayTopics *topics);
 
@@ -74,10 +82,13 @@ extern bool relay_topic_resolve(RelayTopic *topic, KafkaProducer *producer,
 extern bool relay_topic_is_stale(const RelayTopic *topic, TimestampTz now);
 
 /*
- * Whether one more may be sent to a partition now: the first message of a
- * producer to a partition travels alone, see relay_topic.c.
+ * Whether a record may be sent now: the first one of a producer to a partition
+ * travels alone (if alone), and no more may be on the way together than the
+ * broker takes in a batch, see relay_topic.c. When not, it may as soon as
+ * nothing is in flight to its partition.
  */
-extern bool relay_topic_may_send(RelayTopic *topic, int partition, TimestampTz now);
+extern bool relay_topic_may_send(RelayTopic *topic, const KafkaRecord *record,
+								 bool alone, TimestampTz now);
 
 /*
  * Call for each lane that has been waiting for an acknowledgement for longer.
@@ -87,9 +98,13 @@ extern void relay_topics_visit_stalled(RelayTopics *topics, TimestampTz now,
 									   int longer_than_ms,
 									   RelayLaneVisitor visitor, void *arg);
 
+/* It was sent, which relay_topic_may_send() was asked about last. */
 extern void relay_topic_sent(RelayTopic *topic, int partition, TimestampTz now);
 extern void relay_topic_acknowledged(RelayTopic *topic, int partition,
 									 uint32 bytes, TimestampTz now);
+
+/* Nobody waits any more for what became of one. */
+extern void relay_topic_lost(RelayTopic *topic, int partition);
 
 /* Something could not be sent to it. */
 extern void relay_topic_failed(RelayTopic *topic, const char *text);

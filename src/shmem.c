@@ -75,6 +75,7 @@ reset_slot(RelaySlot *slot)
 	pg_atomic_write_u32(&slot->current_segment, OUTBOX_SEGMENTS);
 	pg_atomic_write_u64(&slot->backlog, 0);
 	pg_atomic_write_u32(&slot->backlog_wanted, 0);
+	pg_atomic_write_u32(&slot->limits_doubted, 0);
 	pg_atomic_write_u32(&slot->state, RELAY_STARTING);
 	pg_atomic_write_u64(&slot->in_flight, 0);
 	pg_atomic_write_u64(&slot->in_flight_bytes, 0);
@@ -103,6 +104,7 @@ init_slot(RelaySlot *slot)
 	ConditionVariableInit(&slot->progress_cv);
 	pg_atomic_init_u64(&slot->backlog, 0);
 	pg_atomic_init_u32(&slot->backlog_wanted, 0);
+	pg_atomic_init_u32(&slot->limits_doubted, 0);
 	pg_atomic_init_u32(&slot->state, RELAY_STARTING);
 	pg_atomic_init_u64(&slot->in_flight, 0);
 	pg_atomic_init_u64(&slot->in_flight_bytes, 0);

@@ -95,6 +95,9 @@ typedef struct RelaySlot
 	pg_atomic_uint64 backlog;	/* bytes, as measured last (relay) */
 	pg_atomic_uint32 backlog_wanted;	/* 1: somebody published since */
 
+	/* --- limits of topics, see topic_limit.h --- */
+	pg_atomic_uint32 limits_doubted;	/* messages refused by one of them */
+
 	/* --- report (relay) --- */
 	pg_atomic_uint32 state;		/* enum RelayState; of a relay that left, its
 								 * last one */

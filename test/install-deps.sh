@@ -1,6 +1,7 @@
 #!/bin/bash
 #
-# test/install-deps.sh [demo|test]: what `make demo` or `make test` needs.
+# test/install-deps.sh [demo|test|bench]: what `make demo`, `make test` or `make
+# bench` needs.
 #
 # Looks what is missing and installs that with apt-get, as root or by sudo; does
 # nothing where all is there. PostgreSQL may be any of 15 to 18: one that is
@@ -11,8 +12,8 @@ set -euo pipefail
 
 purpose=${1:-test}
 case $purpose in
-	demo | test) ;;
-	*) echo "usage: $0 [demo|test]" >&2; exit 2 ;;
+	demo | test | bench) ;;
+	*) echo "usage: $0 [demo|test|bench]" >&2; exit 2 ;;
 esac
 
 majors='18 17 16 15'
@@ -107,7 +108,10 @@ have make || missing+=(make)
 have_header librdkafka/rdkafka.h || missing+=(librdkafka-dev)
 have kcat || missing+=(kcat)
 have_postgresql || need_postgresql=yes
-if [ "$purpose" = test ]; then
+if [ "$purpose" = bench ]; then
+	have gnuplot || missing+=(gnuplot-nox)
+fi
+if [ "$purpose" != demo ]; then
 	have prove || missing+=(perl)
 	have_perl_module IPC::Run || missing+=(libipc-run-perl)
 	have_java || need_java=yes

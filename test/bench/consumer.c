@@ -3,7 +3,7 @@
  *	  The benchmark's witness: what is in a topic, and when it arrives.
  *
  *		consumer -b BROKERS -t TOPIC [-X NAME=VALUE]...
- *		consumer -b BROKERS -t TOPIC [-X NAME=VALUE]... -f FILE
+ *		consumer -b BROKERS -t TOPIC [-X NAME=VALUE]... [-i HEADER] -f FILE
  *
  * The first form reads the topic from its beginning to where it ends now, and
  * prints one line of name=value pairs: the number of records, the first and
@@ -16,11 +16,15 @@
  * The second form reads from the end on. It prints "ready" when it knows where
  * the end is, notes the time at which each record comes into its hands, and at
  * SIGTERM reads on to the end of the topic and writes one line
- * "ce_id<TAB>nanoseconds" for each record.
+ * "event id<TAB>nanoseconds" for each record. The event id is in the header
+ * ce_id, or in another one named by -i.
  *
  * With -V it only prints librdkafka's version.
  *
- * Partitions are assigned with explicit offsets; no group is involved.
+ * Partitions are assigned with explicit offsets; no group is involved. Only
+ * what is committed is read (librdkafka's default). The marker that ends a
+ * transaction takes an offset and is no record, so the end of a partition is
+ * known by its event.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -159,12 +163,23 @@ assign(rd_kafka_t *rk, const char *topic, const Partition *partitions, int count
 	rd_kafka_topic_partition_list_destroy(list);
 }
 
-static void
-check_message(const rd_kafka_message_t *message)
+/*
+ * Note how far a partition is read. Returns false if this is no record but the
+ * news that there are no more for now.
+ */
+static bool
+is_record(const rd_kafka_message_t *message, Partition *partitions)
 {
+	if (message->err == RD_KAFKA_RESP_ERR__PARTITION_EOF)
+	{
+		partitions[message->partition].position = message->offset;
+		return false;
+	}
 	if (message->err != RD_KAFKA_RESP_ERR_NO_ERROR)
 		die("%s [%d]: %s", message->rkt != NULL ? rd_kafka_topic_name(message->rkt) : "?",
 			message->partition, rd_kafka_message_errstr(message));
+	partitions[message->partition].position = message->offset + 1;
+	return true;
 }
 
 static void
@@ -195,7 +210,11 @@ summarize(rd_kafka_t *rk, const char *topic, Partition *partitions, int count)
 			int64_t		timestamp;
 			uint64_t	hash;
 
-			check_message(message);
+			if (!is_record(message, partitions))
+			{
+				rd_kafka_message_destroy(message);
+				continue;
+			}
 			partition = &partitions[message->partition];
 			timestamp = rd_kafka_message_timestamp(message, &type);
 			hash = hash_record(message,
@@ -206,7 +225,6 @@ summarize(rd_kafka_t *rk, const char *topic, Partition *partitions, int count)
 				last = timestamp;
 			digest += hash;
 			partition->order = partition->order * UINT64_C(0x9E3779B97F4A7C15) + hash;
-			partition->position = message->offset + 1;
 			records++;
 			rd_kafka_message_destroy(message);
 		}
@@ -221,16 +239,17 @@ summarize(rd_kafka_t *rk, const char *topic, Partition *partitions, int count)
 }
 
 static void
-note_receipt(ReceiptList *list, const rd_kafka_message_t *message, int64_t received_ns)
+note_receipt(ReceiptList *list, const rd_kafka_message_t *message, const char *id_header,
+			 int64_t received_ns)
 {
 	rd_kafka_headers_t *headers;
 	const void *value;
 	size_t		length;
 
 	if (rd_kafka_message_headers(message, &headers) != RD_KAFKA_RESP_ERR_NO_ERROR ||
-		rd_kafka_header_get_last(headers, "ce_id", &value, &length) != RD_KAFKA_RESP_ERR_NO_ERROR ||
+		rd_kafka_header_get_last(headers, id_header, &value, &length) != RD_KAFKA_RESP_ERR_NO_ERROR ||
 		length != UUID_LENGTH)
-		die("a record without a ce_id");
+		die("a record without an event id in the header %s", id_header);
 	if (list->count == list->space)
 	{
 		list->space = list->space == 0 ? 65536 : list->space * 2;
@@ -242,7 +261,8 @@ note_receipt(ReceiptList *list, const rd_kafka_message_t *message, int64_t recei
 }
 
 static void
-follow(rd_kafka_t *rk, const char *topic, Partition *partitions, int count, const char *path)
+follow(rd_kafka_t *rk, const char *topic, Partition *partitions, int count, const char *id_header,
+	   const char *path)
 {
 	ReceiptList list = {0};
 	bool		stopping = false;
@@ -261,9 +281,8 @@ follow(rd_kafka_t *rk, const char *topic, Partition *partitions, int count, cons
 		{
 			int64_t		received_ns = now_ns();
 
-			check_message(message);
-			note_receipt(&list, message, received_ns);
-			partitions[message->partition].position = message->offset + 1;
+			if (is_record(message, partitions))
+				note_receipt(&list, message, id_header, received_ns);
 			rd_kafka_message_destroy(message);
 		}
 		if (stop && !stopping)
@@ -292,6 +311,7 @@ main(int argc, char **argv)
 	struct sigaction action = {.sa_handler = on_sigterm};
 	const char *topic = NULL;
 	const char *path = NULL;
+	const char *id_header = "ce_id";
 	char		error[512];
 	int			count;
 	int			option;
@@ -299,7 +319,8 @@ main(int argc, char **argv)
 	set_property_value(conf, "group.id", "outbox_kafka_bench");
 	set_property_value(conf, "enable.auto.commit", "false");
 	set_property_value(conf, "enable.auto.offset.store", "false");
-	while ((option = getopt(argc, argv, "b:t:X:f:V")) != -1)
+	set_property_value(conf, "enable.partition.eof", "true");
+	while ((option = getopt(argc, argv, "b:t:X:f:i:V")) != -1)
 	{
 		switch (option)
 		{
@@ -314,6 +335,9 @@ main(int argc, char **argv)
 				break;
 			case 'f':
 				path = optarg;
+				break;
+			case 'i':
+				id_header = optarg;
 				break;
 			case 'V':
 				puts(rd_kafka_version_str());
@@ -341,7 +365,7 @@ main(int argc, char **argv)
 	assign(rk, topic, partitions, count);
 
 	if (path != NULL)
-		follow(rk, topic, partitions, count, path);
+		follow(rk, topic, partitions, count, id_header, path);
 	else
 		summarize(rk, topic, partitions, count);
 

@@ -3,19 +3,19 @@
  *	  The plain librdkafka producer that the relay is compared with.
  *
  *		producer -b BROKERS -t TOPIC [-X NAME=VALUE]... [-w] -d CONNINFO -q QUERY
- *		producer -b BROKERS -t TOPIC [-X NAME=VALUE]... -g COUNT
- *		producer -b BROKERS -t TOPIC [-X NAME=VALUE]... -r RATE -s SECONDS -o FILE
+ *		producer -b BROKERS -t TOPIC [-X NAME=VALUE]... [-h HEADERS] -g COUNT
+ *		producer -b BROKERS -t TOPIC [-X NAME=VALUE]... [-h HEADERS] -r RATE -s SECONDS -o FILE
  *
- * The first form reads the records that the relay is to send from the outbox
- * table into memory, and then sends them as fast as it can; the query gives
- * them in the relay's order. Nothing but sending is left to do in the timed
+ * The first form reads the records that a query gives into memory, and then
+ * sends them as fast as it can: those that the relay has to send, in its order. Nothing but sending is left to do in the timed
  * part: keys, values, header names and values lie ready. With -w it says
  * "loaded" and starts when its standard input ends. The second form sends
  * made-up records of the same shape, to warm a broker. The third one sends
  * made-up records at RATE a second, at random intervals (exponential, as
- * pgbench --rate does), and writes one line "ce_id<TAB>nanoseconds" for each,
- * with the time just before it was handed to librdkafka: the floor under any
- * latency.
+ * pgbench --rate does), and writes one line "event id<TAB>nanoseconds" for
+ * each, with the time just before it was handed to librdkafka: the floor under
+ * any latency. Made-up records have the headers that the relay adds with
+ * outbox_kafka.headers = cloudevents (the default) or plain.
  *
  * The query's columns: key bytea, value bytea, timestamp int8 (milliseconds),
  * partition int4 or NULL, headers text (name, FS, value, RS, and so on: see
@@ -76,6 +76,7 @@ typedef struct RecordList
 
 static long delivered = 0;
 static long failed = 0;
+static bool plain_headers = false;
 static char first_failure[256];
 
 /* Memory that is never given back: the records live as long as the program. */
@@ -256,16 +257,15 @@ make_record(RecordList *list, const char *topic, uint64_t number)
 	record->value = keep_copy(text, length + 2);
 	record->value_length = length + 2;
 
-	length = snprintf(text, sizeof(text),
-					  "ce_specversion%c1.0%c"
-					  "ce_id%c%08x-%04x-7000-8000-%012llx%c"
-					  "ce_source%c/postgresql/bench%c"
-					  "ce_type%c%s%c",
-					  HEADER_SEPARATOR, HEADER_END,
-					  HEADER_SEPARATOR, (unsigned) getpid(), (unsigned) time(NULL) & 0xffff,
-					  (unsigned long long) number, HEADER_END,
-					  HEADER_SEPARATOR, HEADER_END,
-					  HEADER_SEPARATOR, topic, HEADER_END);
+	length = snprintf(text, sizeof(text), "%s%c%08x-%04x-7000-8000-%012llx%c",
+					  plain_headers ? "id" : "ce_id", HEADER_SEPARATOR,
+					  (unsigned) getpid(), (unsigned) time(NULL) & 0xffff,
+					  (unsigned long long) number, HEADER_END);
+	if (!plain_headers)
+		length += snprintf(text + length, sizeof(text) - length,
+						   "ce_specversion%c1.0%cce_source%c/postgresql/bench%cce_type%c%s%c",
+						   HEADER_SEPARATOR, HEADER_END, HEADER_SEPARATOR, HEADER_END,
+						   HEADER_SEPARATOR, topic, HEADER_END);
 	parse_headers(record, text, length);
 }
 
@@ -355,7 +355,7 @@ write_sent(const char *path, const RecordList *list, const int64_t *sent)
 	if (file == NULL)
 		die("%s: %s", path, strerror(errno));
 	for (size_t i = 0; i < list->count; i++)
-		fprintf(file, "%.*s\t%lld\n", UUID_LENGTH, list->records[i].headers[1].value,
+		fprintf(file, "%.*s\t%lld\n", UUID_LENGTH, list->records[i].headers[0].value,
 				(long long) sent[i]);
 	if (fclose(file) != 0)
 		die("%s: %s", path, strerror(errno));
@@ -393,7 +393,7 @@ main(int argc, char **argv)
 	char		error[512];
 	int			option;
 
-	while ((option = getopt(argc, argv, "b:t:X:wd:q:g:r:s:o:")) != -1)
+	while ((option = getopt(argc, argv, "b:t:X:wd:q:h:g:r:s:o:")) != -1)
 	{
 		switch (option)
 		{
@@ -414,6 +414,9 @@ main(int argc, char **argv)
 				break;
 			case 'q':
 				query = optarg;
+				break;
+			case 'h':
+				plain_headers = strcmp(optarg, "plain") == 0;
 				break;
 			case 'g':
 				generate = positive(optarg, "-g");

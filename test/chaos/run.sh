@@ -34,20 +34,12 @@
 
 set -euo pipefail
 
+program=chaos
 top=$(cd "$(dirname "$0")/../.." && pwd)
+# shellcheck source=../lib/prepare.sh
+. "$top/test/lib/prepare.sh"
 
-die()
-{
-	echo "chaos: $*" >&2
-	exit 1
-}
-
-user=
-if [ "$(id -u)" -eq 0 ]; then
-	user=${OUTBOX_TEST_USER:-postgres}
-	id "$user" > /dev/null 2>&1 || die "there is no user $user; name one by OUTBOX_TEST_USER"
-fi
-
+choose_user OUTBOX_TEST_USER
 work=$(mktemp -d "${TMPDIR:-/tmp}/outbox_kafka-chaos.XXXXXX")
 child=
 code=1
@@ -92,18 +84,12 @@ fi
 
 echo "preparing in $work" >&2
 make --no-print-directory -C "$top/test/kafka" >&2
-pg_config=$("$top/test/private-postgres.sh" "${PG_CONFIG:-pg_config}" "$work/pg")
-mkdir "$work/src" "$work/run"
-tar -C "$top" --exclude=./.git --exclude='./tmp_check*' --exclude='*.o' --exclude='*.bc' --exclude='*.so' -cf - . |
-	tar -C "$work/src" -xf -
+mkdir "$work/run"
+copy_sources "$work"
 if [ -n "${CHAOS_PATCH:-}" ]; then
 	patch --directory="$work/src" --strip=1 < "$CHAOS_PATCH" >&2
 fi
-if [ -n "$user" ]; then
-	chown -R "$user" "$work"
-fi
-"${as_user[@]}" make --no-print-directory PG_CONFIG="$pg_config" with_llvm=no all install \
-	> "$work/build.log" 2>&1 || { tail -n 40 "$work/build.log" >&2; die "the extension could not be built"; }
+quiet_make "$work/build.log" -C "$work/src" all install
 
 pgxs=$(dirname "$("$pg_config" --pgxs)")/../..
 "${as_user[@]}" PATH="$("$pg_config" --bindir):$PATH" TESTDIR="$work/run" top_builddir="$work/run" \

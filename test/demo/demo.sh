@@ -13,7 +13,10 @@
 
 set -euo pipefail
 
+program=demo
 top=$(cd "$(dirname "$0")/../.." && pwd)
+# shellcheck source=../lib/prepare.sh
+. "$top/test/lib/prepare.sh"
 bold='' plain=''
 if [ -t 1 ]; then
 	bold=$'\033[1m' plain=$'\033[0m'
@@ -24,17 +27,7 @@ step()
 	printf '\n%s%s%s\n' "$bold" "$*" "$plain"
 }
 
-die()
-{
-	echo "demo: $*" >&2
-	exit 1
-}
-
-user=
-if [ "$(id -u)" -eq 0 ]; then
-	user=${OUTBOX_DEMO_USER:-postgres}
-	id "$user" > /dev/null 2>&1 || die "there is no user $user to run the server; name one by OUTBOX_DEMO_USER"
-fi
+choose_user OUTBOX_DEMO_USER
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/outbox_kafka-demo.XXXXXX")
 bindir=

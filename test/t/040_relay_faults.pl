@@ -228,16 +228,23 @@ wait_state($node, 'a', 'idle');
 # A record the broker refuses
 # ---------------------------------------------------------------------------
 
-$kafka->create_topic('small', 1, { 'max.message.bytes' => 1000 });
-# Together they are larger than that: the broker refuses the batch, and one by
-# one they get through.
-publish_numbers('small', 1, 20);
+# The limit is lowered after the relay has asked for it. Together they are larger
+# than that: the broker refuses the batch, and one by one they get through.
+$kafka->create_topic('small', 1);
+publish_numbers('small', 1, 2);
+wait_delivered($node, 'a', 30);
+$kafka->configure_topic('small', { 'max.message.bytes' => 1000 });
+publish_numbers('small', 3, 20);
 $began = time;
 wait_delivered($node, 'a', 30);
 $took = time - $began;
 cmp_ok($took, '<', 10, sprintf 'refused batch: sent one by one %.2f s later',
 	$took);
-# Incompressible, so that the batch stays larger than the limit.
+# Incompressible, so that the batch stays larger than the limit; and let in by
+# publishing, as if the broker had not told of it.
+wait_until('the limit is known', sub {
+	$node->safe_psql('a', q{SELECT max_message_bytes FROM outbox.topic_status WHERE topic = 'small'}) eq '1000' });
+$node->safe_psql('a', 'DELETE FROM outbox.topic_limit');
 $node->safe_psql(
 	'a', q{
 	SELECT outbox.publish('small', '21 ' || string_agg(md5(random()::text), ''),

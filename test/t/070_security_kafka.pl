@@ -279,6 +279,28 @@ $kafka->allow('User:relay', 'WRITE', 'readonly');
 wait_delivered($node, 'a', 120);
 is_complete('readonly', 20, 'topic that may only be described, then written');
 
+# How large messages may be it is not allowed to ask: it says so once, and all
+# goes on. With DESCRIBE_CONFIGS it is told; and what it is told no more counts
+# no more.
+sub limit_of
+{
+	my ($topic) = @_;
+	return $node->safe_psql('a', "SELECT max_message_bytes FROM outbox.topic_status WHERE topic = '$topic'");
+}
+wait_until('limits: the log says that it may not ask', sub { log_since() =~ /not allowed to ask for max.message.bytes of topic/ });
+is(scalar(() = log_since() =~ /not allowed to ask for max.message.bytes/g), 1, 'limits: once');
+is(limit_of('readonly'), '', 'limits: not known');
+$kafka->allow('User:relay', 'DESCRIBE_CONFIGS', 'readonly');
+reload();
+wait_until('limits: known', sub { limit_of('readonly') eq '1048588' });
+is(limit_of('allowed'), '', 'limits: of that topic only');
+$kafka->withdraw('User:relay', 'DESCRIBE_CONFIGS', 'readonly');
+reload();
+wait_until('limits: known no more', sub { limit_of('readonly') eq '' });
+publish_numbers('readonly', 21, 25);
+wait_delivered($node, 'a', 120);
+is_complete('readonly', 25, 'limits: it goes on without them');
+
 # Taken away under load, and given back.
 $kafka->allow('User:relay', 'WRITE', 'taken');
 my $count = 4000;

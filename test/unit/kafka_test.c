@@ -93,6 +93,9 @@ typedef struct Seen
 	int			failed;
 	int			errors;
 	int			logs;
+	int			limits;			/* answers that name a topic */
+	int			limits_ended;
+	KafkaErrorClass limits_class;	/* of the end */
 	KafkaErrorClass last_failure;
 	KafkaErrorClass last_error;
 	bool		tags[MAX_TAGS];
@@ -141,7 +144,21 @@ on_log(void *arg, int level, const char *text)
 	(void) text;
 }
 
-static const KafkaEventHandlers handlers = {on_delivered, on_error, on_log};
+static void
+on_limit(void *arg, const KafkaTopicLimit *limit)
+{
+	Seen	   *seen = arg;
+
+	if (limit->topic != NULL)
+		seen->limits++;
+	else
+	{
+		seen->limits_ended++;
+		seen->limits_class = limit->error.class;
+	}
+}
+
+static const KafkaEventHandlers handlers = {on_delivered, on_error, on_log, on_limit};
 
 typedef bool (*Condition) (KafkaProducer *producer, Seen *seen, int wanted);
 
@@ -167,6 +184,12 @@ static bool
 has_errors(KafkaProducer *producer, Seen *seen, int wanted)
 {
 	return seen->errors >= wanted;
+}
+
+static bool
+has_limits(KafkaProducer *producer, Seen *seen, int wanted)
+{
+	return seen->limits_ended >= wanted;
 }
 
 /* Serve until the condition holds; sleeps on the descriptor only. */
@@ -947,6 +970,88 @@ test_topics(void)
 	kafka_producer_destroy(producer);
 }
 
+/* How large batches are, and what is asked about it. */
+static void
+test_limits(void)
+{
+	static const struct
+	{
+		const char *properties;
+		int			max_batch_bytes;
+		int			batch_size;
+		bool		compresses;
+	}			cases[] = {
+		{"", 0, 1000000, false},
+		{"", 20000, 20000, false},
+		{"", 2000000, 1000000, false},
+		{"batch.size=15000", 20000, 15000, false},
+		{"batch.size=30000; compression.type=lz4", 20000, 20000, true},
+		{"compression.codec=none", 0, 1000000, false},
+	};
+	static const char *const topics[] = {"single", "orders"};
+	KafkaProducer *producer;
+	Seen		seen = {0};
+	KafkaRecord record = {0};
+	size_t		empty = kafka_record_size(&record);
+	double		start;
+	double		took;
+
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
+	{
+		KafkaProducerConfig config = {0};
+		KafkaError	error;
+		int			batch_size = 0;
+		bool		compresses = false;
+
+		config.bootstrap_servers = mock_servers;
+		config.client_id = "kafka_test";
+		config.properties = cases[i].properties;
+		config.config_file = "";
+		config.max_batch_bytes = cases[i].max_batch_bytes;
+		producer = kafka_producer_create(&config, &error);
+		kafka_producer_batching(producer, &batch_size, &compresses);
+		ok(batch_size == cases[i].batch_size && compresses == cases[i].compresses,
+		   "\"%s\", at most %d: batches of %d", cases[i].properties,
+		   cases[i].max_batch_bytes, batch_size);
+		kafka_producer_destroy(producer);
+	}
+
+	record.key = "key";
+	record.key_length = 3;
+	record.value = "value";
+	record.value_length = 5;
+	record.headers = kafka_headers_new(2);
+	kafka_headers_add(record.headers, "name", 4, "1234567", 7);
+	kafka_headers_add(record.headers, "none", 4, NULL, 0);
+	ok(empty >= 7 && kafka_record_size(&record) >= empty + 3 + 5 + (1 + 4 + 1 + 7) + (1 + 4 + 1),
+	   "a record takes no more than %zu bytes", kafka_record_size(&record));
+	kafka_headers_free(record.headers);
+
+	/* the mock cluster cannot tell: that is an answer, too */
+	producer = make_producer(mock_servers, "", "", NULL);
+	kafka_producer_ask_limits(producer, topics, 2);
+	ok(serve_until(producer, &seen, has_limits, 1) && seen.limits == 0 &&
+	   seen.limits_class != KAFKA_ERROR_NONE, "a broker that does not tell limits");
+	send_text(producer, "single", 0, "k", "v", 1);
+	ok(serve_until(producer, &seen, nothing_outstanding, 0) && seen.delivered == 1,
+	   "does no harm");
+	kafka_producer_ask_limits(producer, topics, 2);
+	start = now_ms();
+	kafka_producer_destroy(producer);
+	took = now_ms() - start;
+	ok(took < 1000, "the answer is not waited for at the end (%.0f ms)", took);
+
+	rd_kafka_mock_broker_set_down(mock, -1);
+	producer = make_producer(mock_servers, "", "", NULL);
+	kafka_producer_ask_limits(producer, topics, 2);
+	kafka_producer_serve(producer, &handlers, &seen, 100);
+	start = now_ms();
+	kafka_producer_destroy(producer);
+	took = now_ms() - start;
+	ok(took < 1000, "nor when there is no broker (%.0f ms)", took);
+	rd_kafka_mock_broker_set_up(mock, -1);
+}
+
 static void
 test_connection(void)
 {
@@ -1101,6 +1206,7 @@ main(void)
 	start_mock();
 	test_delivery();
 	test_topics();
+	test_limits();
 	test_connection();
 	test_names();
 	test_authentication();

@@ -11,14 +11,12 @@ The time from pg_xact_commit_timestamp() of the message's transaction to its
 receipt in a consumer, at a given number of transactions a second (pgbench
 --rate, one message each). PostgreSQL takes the commit timestamp just before it
 flushes the commit record, so the flush is inside the figure; so is the
-consumer's fetch. Messages and receipts are matched by ce_id; one that is
+consumer's fetch. Messages and receipts are matched by event id; one that is
 missing ends the benchmark, one that came twice is counted.
 
 The floor, at the same rate: from the call of a plain producer to the same
-consumer, no database in between. Floor and relay are measured in turn, in
-slices of a few seconds, because a shared machine's speed drifts; of each
-figure the median of the slices is shown, so that a slice during which the
-machine was busy elsewhere does not decide. The worst slice is shown beside it.
+consumer, no database in between. Floor and contenders are measured in turn, in
+slices of a few seconds, because a shared machine's speed drifts.
 
 =cut
 
@@ -28,25 +26,17 @@ use strict;
 use warnings;
 
 use Carp;
-use List::Util qw(max min sum);
 use Time::HiRes;
 
+use Bench::Contender;
+use Bench::Drain;
 use Bench::Report;
 
 use constant {
-	DATABASE => 'bench_latency',
 	SLICE_SECONDS => 5,
 	WARM_SECONDS => 2,
-	WARM_RECORDS => 300_000,
-	CLIENTS => 4,
+	CLIENTS => 8,
 };
-
-my @rates = (100, 1000);
-
-my $script = <<'END';
-\set key random(1, 50000)
-SELECT outbox.publish(:topic, :payload::jsonb, :key::text, :headers::jsonb);
-END
 
 # event id => time in nanoseconds; how many were there more than once
 sub read_times
@@ -54,9 +44,9 @@ sub read_times
 	my ($path) = @_;
 	my (%first, $repeated);
 	open(my $file, '<', $path) or croak "$path: $!";
-	while (<$file>)
+	while (my $line = <$file>)
 	{
-		my ($id, $time) = split;
+		my ($id, $time) = split ' ', $line;
 		$repeated++ if exists $first{$id};
 		$first{$id} //= $time;
 	}
@@ -89,9 +79,18 @@ sub earliest
 	return $earliest;
 }
 
+sub metrics_of
+{
+	my ($sent, $received_file, $since) = @_;
+	my ($received, $repeated) = read_times($received_file);
+	my $latencies = latencies($sent, $received, $since);
+	return { messages => scalar @$latencies, repeated => $repeated,
+		map { ("p$_" => percentile($_, $latencies)) } 50, 95, 99 };
+}
+
 sub measure_floor
 {
-	my ($env, $rate, $options) = @_;
+	my ($env, $rate) = @_;
 	my ($sent_file, $received_file) = map { "$env->{dir}/$_" } qw(sent received);
 
 	my $consumer = $env->start_consumer('floor', '-f', $received_file);
@@ -99,93 +98,63 @@ sub measure_floor
 	$env->producer('floor', '-r', $rate, '-s', WARM_SECONDS + SLICE_SECONDS, '-o', $sent_file);
 	my $other = $env->other_load($watch);
 	$env->finish($consumer, 'TERM');
-
 	my ($sent) = read_times($sent_file);
-	my ($received, $repeated) = read_times($received_file);
-	return { latencies => latencies($sent, $received, earliest($sent) + WARM_SECONDS * 1e9),
-		repeated => $repeated, other => $other };
+	return { %{ metrics_of($sent, $received_file, earliest($sent) + WARM_SECONDS * 1e9) }, other => $other };
 }
 
-sub measure_relay
+sub measure_contender
 {
-	my ($env, $rate, $options) = @_;
-	my ($script_file, $committed_file, $received_file) = map { "$env->{dir}/$_" } qw(latency.sql committed received);
-	my %pgbench = (clients => CLIENTS, rate => $rate,
-		define => { topic => 'relay', payload => $options->{payload}, headers => $options->{headers} // '' });
+	my ($env, $contender, $rate) = @_;
+	my $database = $contender->{database};
+	my $topic = "latency_$contender->{name}";
+	my $received_file = "$env->{dir}/received";
+	my %pgbench = (clients => CLIENTS, rate => $rate, define => { topic => $topic, payload => $env->{payload} });
 
-	open(my $file, '>', $script_file) or croak "$script_file: $!";
-	print $file defined $options->{headers} ? $script : $script =~ s/:headers::jsonb/NULL/r;
-	close $file;
+	$contender->create;
+	$env->create_topic($topic);
+	my $consumer = $env->start_consumer($topic, '-f', $received_file);
+	$contender->start($topic, 'latency');
+	my $script = $contender->pgbench_script;
+	my $warm = $env->pgbench($database, $script, %pgbench, seconds => WARM_SECONDS);
 
-	my $consumer = $env->start_consumer('relay', '-f', $received_file);
-	my $pid = $env->relay_pid(DATABASE);
-	$env->pgbench(DATABASE, $script_file, %pgbench, seconds => WARM_SECONDS);
+	my $since = $env->sql($database, 'SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::int8 * 1000');
+	my $watch = $env->start_watch({ sender => [ $contender->pid ] });
+	my $run = $env->pgbench($database, $script, %pgbench, seconds => SLICE_SECONDS);
+	my $used = $env->end_watch($watch);
 
-	my $since = $env->sql(DATABASE, 'SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::int8 * 1000');
-	my $watch = $env->watch_machine;
-	my $cpu = $env->cpu($pid);
-	my $started = Time::HiRes::time();
-	$env->pgbench(DATABASE, $script_file, %pgbench, seconds => SLICE_SECONDS);
-	my $cpu_percent = 100 * ($env->cpu($pid) - $cpu) / (Time::HiRes::time() - $started);
-	my $other = $env->other_load($watch);
-
-	$env->wait_empty(DATABASE);
+	$contender->wait_sent($topic, $warm->{transactions} + $run->{transactions});
 	$env->finish($consumer, 'TERM');
-	$env->sql(DATABASE, "COPY (SELECT event_id, nanoseconds FROM outbox.message,
-			LATERAL (SELECT (extract(epoch FROM pg_xact_commit_timestamp(xid::xid)) * 1000000)::int8 * 1000) t(nanoseconds)
-		WHERE nanoseconds >= $since) TO '$committed_file'");
-
-	my ($sent) = read_times($committed_file);
-	my ($received, $repeated) = read_times($received_file);
-	return { latencies => latencies($sent, $received, $since), repeated => $repeated, other => $other, cpu => $cpu_percent };
-}
-
-# One row for all slices of a kind.
-sub row_of
-{
-	my ($name, @slices) = @_;
-	my @cells = ($name, sum(map { scalar @{ $_->{latencies} } } @slices));
-	for my $p (50, 95, 99)
-	{
-		my @values = map { percentile($p, $_->{latencies}) } @slices;
-		push @cells, sprintf '%.2f (%.2f..%.2f)', median(@values), min(@values), max(@values);
-	}
-	my @cpu = map { $_->{cpu} // () } @slices;
-	return [ @cells, sum(map { $_->{repeated} } @slices),
-		@cpu ? sprintf('%.1f %%', median(@cpu)) : '',
-		sprintf('%.0f %%', median(map { $_->{other} } @slices)) ];
+	$contender->stop;
+	my $metrics = metrics_of($contender->committed, $received_file, $since);
+	$contender->drop;
+	$env->delete_topic($topic);
+	return { %$metrics, tps => $run->{tps}, other => $used->{other},
+		map { ("percent_$_" => 100 * $used->{"cpu_$_"} / $used->{seconds}) } qw(sender server) };
 }
 
 sub run
 {
 	my ($env, $options) = @_;
-	my $slices = max(1, int($options->{seconds} / SLICE_SECONDS));
-	my @rows;
+	my @contenders = map { Bench::Contender::make($env, $_) } grep { $_ ne 'bare' } @{ $options->{contenders} };
 
-	$env->new_database(DATABASE);
-	$env->create_topic($_) for qw(floor relay);
-
-	# a broker that has not run long enough compiles while it is measured
-	progress('latency: warming the broker');
-	$env->producer('floor', '-g', WARM_RECORDS);
-	$env->consumer('floor');
-	for my $rate (@rates)
+	Bench::Drain::warm_broker($env, $options);
+	$env->create_topic('floor');
+	for my $rate (@{ $options->{rates} })
 	{
-		my (@floor, @relay);
-		for my $slice (1 .. $slices)
+		for my $slice (0 .. $options->{slices})
 		{
-			progress("latency: $rate a second, slice $slice of $slices");
-			push @floor, measure_floor($env, $rate, $options);
-			push @relay, measure_relay($env, $rate, $options);
+			progress(sprintf 'latency: %s a second, slice %d of %d', group($rate), $slice, $options->{slices});
+			my %metrics = (floor => measure_floor($env, $rate));
+			for my $contender (@contenders)
+			{
+				$metrics{ $contender->{name} } = measure_contender($env, $contender, $rate);
+			}
+			push @contenders, shift @contenders;
+			next if $slice == 0;
+			$env->record('latency', $_, group($rate) . ' /s', $slice, $metrics{$_}) for keys %metrics;
 		}
-		push @rows, row_of("floor, $rate messages/s", @floor), row_of("relay, $rate transactions/s", @relay);
 	}
-	heading('Latency from commit to consumer (ms)');
-	note("Medians of $slices slices of @{[SLICE_SECONDS]} s each, floor and relay in turn (in brackets the best and the worst slice); "
-		. 'synchronous_commit on. Targets at 1,000 a second: p50 <= 1.0, p99 <= 4.');
-	table([ '', 'messages', 'p50', 'p95', 'p99', 'repeated', 'relay CPU', 'other load' ], @rows);
-	$env->delete_topic($_) for qw(floor relay);
-	$env->sql('postgres', "DROP DATABASE @{[DATABASE]}");
+	$env->delete_topic('floor');
 	return;
 }
 

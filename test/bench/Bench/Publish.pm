@@ -16,8 +16,10 @@ forms of the call: bytea, where both statements get exactly the same
 parameters, and jsonb, the usual one, where the INSERT converts the same
 parameters as publish() does.
 
-After that publish() by 8 clients with the relay paused and with it running, by
-pairs of runs too.
+Part "commit": a business transaction, which is an INSERT of an order, by itself,
+with an INSERT into outbox.message in it, and with publish() in it; with the
+relay paused and running. What the application gets, in transactions a second
+and in latency, and what they take in WAL.
 
 =cut
 
@@ -33,6 +35,7 @@ use Bench::Report;
 use constant {
 	DATABASE => 'bench_publish',
 	TOPIC => 'publish',
+	HEADERS => '{"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}',
 	WARM_SECONDS => 2,
 	PAIR_SECONDS => 2,
 	RUN_SECONDS => 5,
@@ -59,7 +62,6 @@ sub write_scripts
 		for my $kind (keys %{ $statements{$form} })
 		{
 			my $statement = $statements{$form}{$kind};
-			$statement =~ s/:headers::jsonb/NULL/ if !defined $options->{headers};
 			my $path = $paths{$form}{$kind} = "$env->{dir}/${kind}_$form.sql";
 			open(my $file, '>', $path) or croak "$path: $!";
 			print $file "$set_key$statement\n";
@@ -72,7 +74,7 @@ sub write_scripts
 sub define
 {
 	my ($options) = @_;
-	return { topic => TOPIC, payload => $options->{payload}, headers => $options->{headers} // '' };
+	return { topic => TOPIC, payload => $options->{payload}, headers => HEADERS };
 }
 
 # Both statements must store the same.
@@ -91,79 +93,93 @@ sub check_same
 sub measure_pairs
 {
 	my ($env, $options, $form, $scripts, $clients, $synchronous_commit) = @_;
-	my (%rates, %cpu, @ratios, @others);
 	my %pgbench = (clients => $clients, synchronous_commit => $synchronous_commit, define => define($options));
+	my $parameter = "$form, $clients client" . ($clients > 1 ? 's' : '') . ", synchronous_commit $synchronous_commit";
 
 	$env->new_database(DATABASE);
 	$env->pause(DATABASE);
 	check_same($env, $options, $form, $scripts);
 	$env->pgbench(DATABASE, $scripts->{$form}{$_}, %pgbench, seconds => WARM_SECONDS) for qw(publish insert);
-	for my $pair (1 .. pairs($options))
+	# more pairs than of longer runs, and an odd number
+	for my $pair (1 .. 2 * $options->{runs} + 1)
 	{
-		my %rate;
+		my (%rate, %cpu);
 		my $watch = $env->watch_machine;
 		for my $kind ($pair % 2 ? qw(publish insert) : qw(insert publish))
 		{
 			my $run = $env->pgbench(DATABASE, $scripts->{$form}{$kind}, %pgbench, seconds => PAIR_SECONDS);
 			$rate{$kind} = $run->{tps};
-			push @{ $rates{$kind} }, $run->{tps};
-			push @{ $cpu{$kind} }, $run->{cpu} * 1e6;
+			$cpu{$kind} = $run->{cpu} * 1e6;
 		}
-		push @ratios, $rate{publish} / $rate{insert};
-		push @others, $env->other_load($watch);
+		my $other = $env->other_load($watch);
+		$env->record('publish', $_, $parameter, $pair, { tps => $rate{$_}, cpu_server => $cpu{$_}, other => $other,
+			by_insert => $_ eq 'publish' ? $rate{publish} / $rate{insert} : undef }) for keys %rate;
 	}
-	@ratios = sort { $a <=> $b } @ratios;
-	return [ "$form, $clients client" . ($clients > 1 ? 's' : '') . ", synchronous_commit $synchronous_commit",
-		group(median(@{ $rates{publish} })), group(median(@{ $rates{insert} })),
-		(map { sprintf '%.3f', $_ } median(@ratios), $ratios[0], $ratios[-1]),
-		sprintf('%.0f', median(@{ $cpu{publish} })), sprintf('%.0f', median(@{ $cpu{insert} })),
-		sprintf('%.0f %%', median(@others)) ];
+	return;
 }
 
-# More pairs than of longer runs, and an odd number.
-sub pairs
-{
-	my ($options) = @_;
-	return 2 * $options->{runs} + 1;
-}
+my %transactions = (
+	'order alone' => '',
+	'order and INSERT' => 'INSERT INTO outbox.message (topic, key, payload) '
+	  . "VALUES (:topic, convert_to(:key::text, 'UTF8'), convert_to(:payload::jsonb::text, 'UTF8'));",
+	'order and publish()' => 'SELECT outbox.publish(:topic, :payload::jsonb, :key::text);');
 
-sub measure_with_relay
+sub write_transactions
 {
-	my ($env, $options, $scripts) = @_;
-	my (%rates, @ratios, @others, @cpu);
-	my %pgbench = (clients => 8, define => define($options));
-
-	$env->new_database(DATABASE);
-	$env->create_topic(TOPIC);
-	for my $pair (0 .. $options->{runs})
+	my ($env) = @_;
+	my %paths;
+	for my $name (keys %transactions)
 	{
-		my %rate;
-		my $watch = $env->watch_machine;
-		for my $state ($pair % 2 ? qw(paused running) : qw(running paused))
+		$paths{$name} = "$env->{dir}/" . ($name =~ s/\W/_/gr) . '.sql';
+		open(my $file, '>', $paths{$name}) or croak "$paths{$name}: $!";
+		print $file $set_key, "BEGIN;\n",
+		  "INSERT INTO orders (customer, state, total) VALUES (:key, 'new', 42.50);\n",
+		  "$transactions{$name}\n", "COMMIT;\n";
+		close $file or croak "$paths{$name}: $!";
+	}
+	return \%paths;
+}
+
+sub measure_transactions
+{
+	my ($env, $options, $clients) = @_;
+	my $scripts = write_transactions($env);
+	my @names = sort keys %$scripts;
+
+	$env->create_topic(TOPIC);
+	for my $round (0 .. $options->{runs})
+	{
+		for my $state (qw(paused running))
 		{
-			$env->pause(DATABASE) if $state eq 'paused';
-			my $pid = $env->relay_pid(DATABASE);
-			my $cpu = $env->cpu($pid);
-			$rate{$state} = $env->pgbench(DATABASE, $scripts->{jsonb}{publish}, %pgbench, seconds => RUN_SECONDS)->{tps};
-			push @cpu, 100 * ($env->cpu($pid) - $cpu) / RUN_SECONDS if $state eq 'running' && $pair > 0;
-			$env->resume_until_empty(DATABASE);
+			for my $name (@names)
+			{
+				$env->new_database(DATABASE);
+				$env->sql(DATABASE, 'CREATE TABLE orders (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, '
+					. 'customer int, state text, total numeric, created_at timestamptz DEFAULT now())');
+				$env->pause(DATABASE) if $state eq 'paused';
+				my $watch = $env->watch_machine;
+				$env->pgbench(DATABASE, $scripts->{$name}, clients => $clients, define => define($options), seconds => 1);
+				my $wal = $env->wal_position;
+				my $run = $env->pgbench(DATABASE, $scripts->{$name}, clients => $clients, define => define($options),
+					seconds => RUN_SECONDS, log => 1);
+				$wal = $env->wal_position - $wal;
+				$env->record('commit', $name, "$clients client" . ($clients > 1 ? 's' : '') . ", relay $state", $round, {
+					tps => $run->{tps}, wal_transaction => $wal / $run->{transactions}, other => $env->other_load($watch),
+					map { ("commit_p$_" => percentile($_, $run->{latencies})) } 50, 99
+				}) if $round > 0;
+				$env->drop_database(DATABASE);
+			}
 		}
-		next if $pair == 0;
-		push @{ $rates{$_} }, $rate{$_} for keys %rate;
-		push @ratios, $rate{running} / $rate{paused};
-		push @others, $env->other_load($watch);
+		push @names, shift @names;
 	}
 	$env->delete_topic(TOPIC);
-	return [ 'jsonb, 8 clients, synchronous_commit on', group(median(@{ $rates{running} })),
-		group(median(@{ $rates{paused} })), sprintf('%.3f', median(@ratios)),
-		sprintf('%.0f %%', median(@cpu)), sprintf('%.0f %%', median(@others)) ];
+	return;
 }
 
 sub run
 {
 	my ($env, $options) = @_;
 	my $scripts = write_scripts($env, $options);
-	my @rows;
 
 	for my $form (sort keys %statements)
 	{
@@ -172,20 +188,22 @@ sub run
 			for my $synchronous_commit (qw(on off))
 			{
 				progress("publish: $form, $clients clients, synchronous_commit $synchronous_commit");
-				push @rows, measure_pairs($env, $options, $form, $scripts, $clients, $synchronous_commit);
+				measure_pairs($env, $options, $form, $scripts, $clients, $synchronous_commit);
 			}
 		}
 	}
-	heading('outbox.publish() against INSERT INTO outbox.message (transactions/s, relay paused)');
-	note(pairs($options) . " pairs of runs of @{[PAIR_SECONDS]} s; medians. Target: ratio 0.95. CPU: microseconds of the server's processes for a transaction.");
-	table([ '', 'publish()', 'INSERT', 'ratio', 'lowest', 'highest', 'CPU publish()', 'CPU INSERT', 'other load' ], @rows);
+	$env->drop_database(DATABASE);
+	return;
+}
 
-	progress('publish: with the relay running and paused');
-	my $row = measure_with_relay($env, $options, $scripts);
-	heading('outbox.publish() while the relay sends (transactions/s)');
-	note("$options->{runs} pairs of runs of @{[RUN_SECONDS]} s; medians.");
-	table([ '', 'relay running', 'relay paused', 'ratio', 'relay CPU', 'other load' ], $row);
-	$env->sql('postgres', "DROP DATABASE @{[DATABASE]}");
+sub run_commit
+{
+	my ($env, $options) = @_;
+	for my $clients (1, 8)
+	{
+		progress("commit: $clients clients");
+		measure_transactions($env, $options, $clients);
+	}
 	return;
 }
 
