@@ -622,6 +622,8 @@ read_chunk(Relay *relay, RelayHeld *held, int *rows, bool *newest)
 		relay_transaction_parked_some(relay, held);
 	if (stored)
 		relay_progress_written(relay, GetCurrentTimestamp(), parked);
+	if (relay->exact && held == NULL)
+		relay_transaction_settle(relay);
 	return result;
 }
 

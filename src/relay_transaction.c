@@ -475,6 +475,14 @@ relay_transaction_complete(Relay *relay, RelayHeld *held)
 }
 
 void
+relay_transaction_settle(Relay *relay)
+{
+	if (relay->transactions->of[TRANSACTION_MAIN].phase == TRANSACTION_READY &&
+		window_oldest(relay->window) != NULL)
+		relay_transaction_complete(relay, NULL);
+}
+
+void
 relay_transaction_complete_parked(Relay *relay)
 {
 	RelayTransaction *t = &relay->transactions->of[TRANSACTION_SECOND];

@@ -91,6 +91,12 @@ extern bool relay_transaction_is_full(const Relay *relay, const struct RelayHeld
 extern void relay_transaction_complete(Relay *relay, struct RelayHeld *held);
 extern void relay_transaction_complete_parked(Relay *relay);
 
+/*
+ * What the main cursor has passed over is done with when no transaction was
+ * begun: nothing may wait for one to end that need not ever begin.
+ */
+extern void relay_transaction_settle(Relay *relay);
+
 /* Some rows of it were parked, in a transaction that is committed. */
 extern void relay_transaction_parked_some(Relay *relay, struct RelayHeld *held);
 

@@ -68,7 +68,8 @@ sub trouble
 sub is_in_order
 {
 	my ($topic, $count, $name) = @_;
-	my @numbers = map { (split /:/, $_->{payload})[0] } $kafka->consume($topic);
+	my @numbers = map { (split /:/, $_->{payload})[0] }
+	  $kafka->consume($topic, properties => { 'isolation.level' => 'read_committed' });
 	is_deeply(\@numbers, [ 1 .. $count ], "$name: all once, in order");
 	return;
 }
@@ -242,6 +243,44 @@ for my $topic ('middle', 'tiny')
 	wait_delivered($node, 'a');
 	is($kafka->message_count($topic), $before + ($topic eq 'tiny' ? 30 : 3000), "$topic: all of it has arrived");
 }
+
+# ---------------------------------------------------------------------------
+# Exactly once: transactions keep to the limits as well, and wait for them
+# ---------------------------------------------------------------------------
+
+$node->append_conf('postgresql.conf', q{outbox_kafka.delivery = 'exactly_once'});
+$node->reload;
+%load = (exact_middle => 3000, exact_tiny => 200);
+$kafka->create_topic('exact_middle', 1, { 'max.message.bytes' => 100_000 });
+$kafka->create_topic('exact_tiny', 1, { 'max.message.bytes' => 2000 });
+my $before_exact = trouble();
+for my $topic (sort keys %load)
+{
+	publish_all(1, $load{$topic}, $topic);
+	is(trouble(), $before_exact, "exactly once, load of topic $topic: no batch was refused");
+	is_in_order($topic, $load{$topic}, "exactly once, load of topic $topic");
+}
+publish_all(201, 400, 'exact_tiny', 'middle');
+is(trouble(), $before_exact, 'exactly once, mixed load: no batch was refused');
+is_in_order('exact_tiny', 400, 'exactly once, mixed load');
+
+wait_state($node, 'a', 'idle');
+$kafka->pause(1);
+sql(q{SELECT outbox.publish('exact_tiny', i || ':' || repeat(md5(i::text), 8), 'k') FROM generate_series(401, 430) AS i});
+wait_until('exactly once: some of it is on the way', sub { relay_status($node, 'a')->{in_flight} > 0 }, 8);
+cmp_ok(relay_status($node, 'a')->{in_flight}, '<=', 7, 'exactly once, small limit: as much as one batch may hold');
+$kafka->cont(1);
+wait_delivered($node, 'a');
+is_in_order('exact_tiny', 430, 'exactly once, after the broker was silent');
+
+# Lowered: the transaction is lost, and the message parked.
+$kafka->configure_topic('exact_tiny', { 'max.message.bytes' => 1000 });
+is(try_publish('exact_tiny', 1500), '', 'exactly once, lowered limit: the first one is let in');
+wait_limit('exact_tiny', 1000);
+wait_until('exactly once, lowered limit: it is parked',
+	sub { sql(q{SELECT count(*) FROM outbox.parked WHERE topic = 'exact_tiny'}) == 1 });
+like(try_publish('exact_tiny', 1500), qr/too large for topic/, 'exactly once, lowered limit: the next one is refused');
+sql('SELECT outbox.discard(event_id) FROM outbox.parked');
 
 # ---------------------------------------------------------------------------
 # Written when something changes, not dumped, nobody's to write
