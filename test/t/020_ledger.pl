@@ -53,7 +53,7 @@ cmp_ok($seen->{tamperings} // 0, '>=', 8, 'the comparison was put to the test');
 is_deeply($seen->{tamperings_unnoticed},
 	[], 'the comparison notices every tampering');
 
-my $status = relay_status($node, 'a');
+my $status = wait_state($node, 'a', 'idle');
 is($status->{state}, 'idle', 'the relay is idle');
 is($status->{published}, $seen->{ledger}, 'its count of published messages');
 

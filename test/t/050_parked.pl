@@ -172,5 +172,5 @@ is(sql('SELECT error FROM outbox.parked'),
 	'partition 7 does not exist, the topic has 2', 'missing partition: parked');
 is($kafka->message_count('two'), 2, 'missing partition: the others arrived');
 
-is(relay_status($node, 'a')->{state}, 'idle', 'the relay is idle in the end');
+is(wait_state($node, 'a', 'idle')->{state}, 'idle', 'the relay is idle in the end');
 done_testing();
