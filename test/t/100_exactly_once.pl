@@ -2,7 +2,8 @@
 # P2: exactly once into Kafka for readers of committed messages.
 #
 # Messages arrive, those of a transaction together, rolled back ones never; the
-# setting is followed on the fly in both directions.
+# setting is followed on the fly in both directions; what follows a backlog of a
+# paused topic is sent.
 
 use strict;
 use warnings;
