@@ -25,6 +25,7 @@
 #include "catalog/namespace.h"
 #include "catalog/pg_extension.h"
 #include "catalog/pg_namespace.h"
+#include "nodes/makefuncs.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/inval.h"
@@ -253,4 +254,12 @@ catalog_get(bool missing_ok)
 	}
 
 	return NULL;
+}
+
+void
+catalog_lock_now(const char *table, LOCKMODE mode)
+{
+	RangeVar   *name = makeRangeVar(pstrdup("outbox"), pstrdup(table), -1);
+
+	(void) RangeVarGetRelidExtended(name, mode, RVR_NOWAIT, NULL, NULL);
 }

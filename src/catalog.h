@@ -9,6 +9,8 @@
 #ifndef OUTBOX_CATALOG_H
 #define OUTBOX_CATALOG_H
 
+#include "storage/lockdefs.h"
+
 #include "outbox_kafka.h"
 
 typedef enum CatalogExtensionState
@@ -51,5 +53,12 @@ typedef struct OutboxCatalog
  * again, which costs nothing while nothing has changed.
  */
 extern const OutboxCatalog *catalog_get(bool missing_ok);
+
+/*
+ * Lock one of the tables, or raise an error if somebody else has it locked. A
+ * relay must not wait for one while it holds another: who drops the extension
+ * holds the one and wants the other, and would be told of a deadlock.
+ */
+extern void catalog_lock_now(const char *table, LOCKMODE mode);
 
 #endif							/* OUTBOX_CATALOG_H */

@@ -80,6 +80,10 @@ void
 parked_execute(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls,
 			   bool read_only, int expected)
 {
+	LOCKMODE	mode = read_only ? AccessShareLock : RowExclusiveLock;
+
+	catalog_lock_now("parked_message", mode);
+	catalog_lock_now("discarded_message", mode);
 	if (SPI_execute_with_args(sql, nargs, types, values, nulls, read_only, 0) != expected)
 		elog(ERROR, "unexpected result of a statement on outbox.parked_message");
 }

@@ -150,9 +150,12 @@ relay_start(Relay *relay)
 	}
 	relay->extension = catalog->extension;
 	relay_check_sequence(catalog);
+	catalog_lock_now("database_identity", RowExclusiveLock);
+	catalog_lock_now("segment", AccessShareLock);
 	relay->database = MemoryContextStrdup(relay->context,
 										  get_database_name(MyDatabaseId));
 	identity_read(relay->identity);
+	catalog = catalog_get(false);
 	relay->ring = segment_ring_load(catalog, relay->context);
 	result = progress_read(catalog, MAIN_CURSOR, CURSOR_NO_WAIT, &progress,
 						   relay->context);

@@ -38,8 +38,12 @@
  */
 #define RELAY_LOCK_FIELD4 0x6f6b
 
-/* A lock that somebody else holds may not keep a relay from its messages. */
-#define RELAY_LOCK_TIMEOUT "1s"
+/*
+ * A lock that somebody else holds may not keep a relay from its messages; and
+ * who waits for one of the relay's must not be told of a deadlock, after
+ * deadlock_timeout.
+ */
+#define RELAY_LOCK_TIMEOUT "100ms"
 
 /* Waiting time after a failure: doubled each time between these, in ms. */
 #define BACKOFF_MIN_MS 1000

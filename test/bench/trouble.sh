@@ -16,7 +16,8 @@
 # nothing is lost.
 #
 # Environment:
-#   MINUTES      of the whole measurement, half of it without the trouble (10)
+#   MINUTES      of the whole measurement, half of it without the trouble (10); of
+#                xmin: how long the snapshot is held
 #   PACE_MS      pause of the writers between transactions (5)
 #   PER_TRANSACTION   messages of each topic in a transaction (10)
 #   PG_CONFIG, TMPDIR, and the others of test/run.sh, which prepares everything

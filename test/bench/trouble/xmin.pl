@@ -106,7 +106,7 @@ for my $database (@OutboxTest::Trouble::databases)
 }
 $trouble->start;
 my $before = slice_of('without');
-my $holder = $node->background_psql('troubled', timeout => 120 + 60 * $minutes);
+my $holder = $node->background_psql('troubled', timeout => 600 + 120 * $minutes);
 $holder->query_safe('BEGIN ISOLATION LEVEL REPEATABLE READ');
 $holder->query_safe('SELECT count(*) FROM pg_class');
 my $began = time;
