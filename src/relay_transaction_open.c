@@ -62,6 +62,7 @@ relay_transactions_reset(const OutboxCatalog *catalog)
 		if (!transaction_state_write(&copy, i, &place, &state))
 			return false;
 	}
+	catalog_lock_now("relay_conflict", RowExclusiveLock);
 	SPI_connect();
 	if (SPI_execute("DELETE FROM outbox.relay_conflict", false, 0) != SPI_OK_DELETE)
 		elog(ERROR, "could not delete from outbox.relay_conflict");
@@ -74,6 +75,8 @@ relay_transactions_reset(const OutboxCatalog *catalog)
 static void
 execute(const char *sql, int nargs, Oid *types, Datum *values, int expected)
 {
+	catalog_lock_now("relay_conflict",
+					 expected == SPI_OK_SELECT ? AccessShareLock : RowExclusiveLock);
 	if (SPI_execute_with_args(sql, nargs, types, values, NULL, false, 0) != expected)
 		elog(ERROR, "unexpected result of a statement on outbox.relay_conflict");
 }
@@ -176,6 +179,7 @@ delete_parked(Relay *relay, const RelayTransaction *t, int64 position)
 													sizeof(int64), FLOAT8PASSBYVAL,
 													TYPALIGN_DOUBLE));
 		values[1] = Int64GetDatum(position);
+		catalog_lock_now("parked_message", RowExclusiveLock);
 		SPI_connect();
 		if (SPI_execute_with_args("DELETE FROM outbox.parked_message"
 								  " WHERE id = ANY ($1) AND id <= $2",
