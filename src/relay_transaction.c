@@ -507,71 +507,6 @@ relay_transaction_parked_some(Relay *relay, RelayHeld *held)
 		relay->transactions->tentative = true;
 }
 
-/* ---- holding lanes ---- */
-
-bool
-relay_transaction_hold_later(Relay *relay, RelayTopic *topic, int partition,
-							 HeldReason reason, const char *error)
-{
-	PendingHold *pending = &relay->transactions->pending;
-
-	if (pending->topic == NULL)
-	{
-		pending->topic = topic;
-		pending->partition = partition;
-		pending->partitions = topic->partitions;
-		pending->reason = reason;
-		strlcpy(pending->error, error, sizeof(pending->error));
-	}
-
-	/* a pause is asked for again until it is there */
-	if (reason == HELD_PAUSED)
-		return false;
-	relay->transactions->give_up = true;
-	return true;
-}
-
-bool
-relay_transaction_hold_now(Relay *relay, RelayTopic *topic, int partition, int partitions,
-						   HeldReason reason, const char *error, TimestampTz now)
-{
-	int			present = topic->partitions;
-	bool		held;
-
-	/* the producer that knew it is gone */
-	topic->partitions = partitions;
-	held = relay_hold(relay, topic, partition, reason, error, now);
-	topic->partitions = present;
-	return held;
-}
-
-static void
-hold_pending(Relay *relay, TimestampTz now)
-{
-	PendingHold *pending = &relay->transactions->pending;
-
-	if (pending->topic == NULL || window_oldest(relay->window) != NULL)
-		return;
-
-	/* should it fail, what led to it leads to it again */
-	(void) relay_transaction_hold_now(relay, pending->topic, pending->partition,
-									  pending->partitions, pending->reason,
-									  pending->error, now);
-	pending->topic = NULL;
-}
-
-void
-relay_transaction_forget_held(Relay *relay, const RelayHeld *held)
-{
-	RelayTransaction *t = &relay->transactions->of[TRANSACTION_SECOND];
-
-	if (t->held == held)
-	{
-		t->held = NULL;
-		t->owner = OWNER_NONE;
-	}
-}
-
 /* ---- the end ---- */
 
 static void
@@ -596,7 +531,7 @@ finish_commit(Relay *relay, RelayTransaction *t, TimestampTz now)
 	if (t->number == TRANSACTION_MAIN)
 	{
 		relay->transactions->give_up = false;
-		hold_pending(relay, now);
+		relay_transaction_hold_pending(relay, now);
 	}
 }
 
@@ -621,7 +556,7 @@ relay_transaction_serve(Relay *relay, int number, TimestampTz now)
 	if (t->phase == TRANSACTION_CLOSED)
 	{
 		if (number == TRANSACTION_MAIN && relay->exact)
-			hold_pending(relay, now);
+			relay_transaction_hold_pending(relay, now);
 		return;
 	}
 	if (t->broken[0] != '\0')
@@ -666,11 +601,11 @@ relay_transaction_serve(Relay *relay, int number, TimestampTz now)
 		(t->phase == TRANSACTION_SENDING || t->phase == TRANSACTION_ENDING))
 	{
 		relay_producer_close(relay);
-		hold_pending(relay, now);
+		relay_transaction_hold_pending(relay, now);
 		return;
 	}
 	if (number == TRANSACTION_MAIN && t->phase == TRANSACTION_READY)
-		hold_pending(relay, now);
+		relay_transaction_hold_pending(relay, now);
 	if (number == TRANSACTION_MAIN && !relay->transactions->both_opened)
 		(void) isolation_producer(relay, now);
 

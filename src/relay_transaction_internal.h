@@ -1,7 +1,7 @@
 /*
  * relay_transaction_internal.h
- *	  Kafka transactions, shared by relay_transaction.c and
- *	  relay_transaction_open.c and nobody else.
+ *	  Kafka transactions, shared by the files relay_transaction*.c and nobody
+ *	  else.
  */
 #ifndef OUTBOX_RELAY_TRANSACTION_INTERNAL_H
 #define OUTBOX_RELAY_TRANSACTION_INTERNAL_H
@@ -77,5 +77,8 @@ extern bool relay_transaction_has_nonce(const Window *window, const char *text);
 /* The producer has been opened: take over what Kafka knows. */
 extern void relay_transaction_finish_opening(Relay *relay, RelayTransaction *t,
 											 const KafkaTransactionResult *result);
+
+/* Hold the lane that waits for it, if nothing is under way. */
+extern void relay_transaction_hold_pending(Relay *relay, TimestampTz now);
 
 #endif							/* OUTBOX_RELAY_TRANSACTION_INTERNAL_H */
