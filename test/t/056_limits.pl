@@ -253,6 +253,7 @@ $node->reload;
 %load = (exact_middle => 3000, exact_tiny => 200);
 $kafka->create_topic('exact_middle', 1, { 'max.message.bytes' => 100_000 });
 $kafka->create_topic('exact_tiny', 1, { 'max.message.bytes' => 2000 });
+wait_until('what the frozen broker held is over', sub { sql('SELECT count(*) FROM outbox.held_lanes') eq '0' });
 my $before_exact = trouble();
 for my $topic (sort keys %load)
 {
