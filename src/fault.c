@@ -36,7 +36,7 @@ fault_reached(const char *point)
 	static int	reached = 0;
 	const char *count = find(point);
 
-	if (count == NULL || *count != ':' || ++reached < atoi(count + 1))
+	if (count == NULL || *count != ':' || ++reached < strtol(count + 1, NULL, 10))
 		return;
 	ereport(LOG,
 			(errmsg("outbox_kafka dies at fault point \"%s\"", point)));

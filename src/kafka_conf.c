@@ -575,7 +575,7 @@ kafka_conf_batching(const rd_kafka_conf_t *conf, int *batch_size, bool *compress
 
 	*batch_size = INT_MAX;
 	if (rd_kafka_conf_get(conf, "batch.size", value, &size) == RD_KAFKA_CONF_OK)
-		*batch_size = atoi(value);
+		*batch_size = (int) strtol(value, NULL, 10);
 	size = sizeof(value);
 	*compresses = rd_kafka_conf_get(conf, "compression.codec", value, &size) != RD_KAFKA_CONF_OK ||
 		strcmp(value, "none") != 0;

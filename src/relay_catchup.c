@@ -293,7 +293,7 @@ static bool
 send(Relay *relay, RelayHeld *held, TimestampTz now)
 {
 	CursorBound *newest = window_newest_bound(relay->window);
-	ReadResult	result = READ_ALL;
+	ReadResult	result;
 	bool		more = false;
 
 	if (held->paused)

@@ -242,6 +242,8 @@ discard_add(Relay *relay, const RelayHeld *held, const CursorRow *row)
 	DiscardRequest *request = find_request(discard, held->topic, row);
 	bool		isnull;
 
+	if (request == NULL)
+		elog(ERROR, "nobody asked for message " INT64_FORMAT " to be discarded", row->id);
 	request->count++;
 	discard->topic = held->topic;
 	accumulate(&discard->ids, Int64GetDatum(row->id), INT8OID);

@@ -320,9 +320,9 @@ window_passed(Window *window, int64 id)
 {
 	Batch	   *batch = last_batch(window);
 
-	Assert(!batch->complete);
+	Assert(batch != NULL && !batch->complete);
 	window->read_position = id;
-	if (window->head != window->next || first_batch(window) != batch)
+	if (batch == NULL || window->head != window->next || first_batch(window) != batch)
 		return;
 	if (window->head > batch->first_tag)
 		window->head_position = id;
@@ -419,8 +419,12 @@ window_read_position(const Window *window)
 void
 window_define(Window *window, const pg_uuid_t *nonce)
 {
-	first_batch(window)->has_nonce = true;
-	first_batch(window)->nonce = *nonce;
+	Batch	   *batch = first_batch(window);
+
+	if (batch == NULL)
+		elog(ERROR, "there is no batch to define");
+	batch->has_nonce = true;
+	batch->nonce = *nonce;
 }
 
 bool
@@ -440,7 +444,7 @@ window_skip_to(Window *window, int64 position)
 	Batch	   *batch = first_batch(window);
 
 	Assert(window->head == window->next && batch == last_batch(window));
-	if (position <= delivered_position(window, batch))
+	if (batch == NULL || position <= delivered_position(window, batch))
 		return;
 	batch->start_position = position;
 	batch->first_tag = window->next;
