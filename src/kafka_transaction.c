@@ -130,15 +130,16 @@ judge(rd_kafka_t *rk, rd_kafka_error_t *error, const char *what,
 	return verdict;
 }
 
+/* Make a call again and again until it is done. */
 static bool
-initialise(KafkaTransactions *t, rd_kafka_t *rk, KafkaTransactionResult *result)
+repeat(KafkaTransactions *t, rd_kafka_t *rk, rd_kafka_error_t *(*call) (rd_kafka_t *, int),
+	   const char *what, KafkaTransactionResult *result)
 {
 	int			verdict = 0;
 
 	while (verdict == 0 && !is_leaving(t))
 	{
-		verdict = judge(rk, rd_kafka_init_transactions(rk, CALL_SLICE_MS),
-						"could not start transactions", result);
+		verdict = judge(rk, call(rk, CALL_SLICE_MS), what, result);
 		if (verdict == 0)
 			pause_a_little(t, 5);
 	}
@@ -365,7 +366,9 @@ read_back(KafkaTransactions *t, KafkaTransactionResult *result)
 static bool
 open_transactions(KafkaTransactions *t, rd_kafka_t *rk, KafkaTransactionResult *result)
 {
-	return initialise(t, rk, result) && read_cluster(t, rk, result) &&
+	return repeat(t, rk, rd_kafka_init_transactions,
+				  "could not start transactions", result) &&
+		read_cluster(t, rk, result) &&
 		ensure_topic(t, rk, result) && read_back(t, result);
 }
 
@@ -392,21 +395,6 @@ send_position(KafkaTransactions *t, rd_kafka_t *rk, int64_t position,
 	}
 	rd_kafka_consumer_group_metadata_destroy(group);
 	rd_kafka_topic_partition_list_destroy(list);
-	return verdict == 1;
-}
-
-static bool
-commit(KafkaTransactions *t, rd_kafka_t *rk, KafkaTransactionResult *result)
-{
-	int			verdict = 0;
-
-	while (verdict == 0 && !is_leaving(t))
-	{
-		verdict = judge(rk, rd_kafka_commit_transaction(rk, CALL_SLICE_MS),
-						"could not commit", result);
-		if (verdict == 0)
-			pause_a_little(t, 5);
-	}
 	return verdict == 1;
 }
 
@@ -442,7 +430,8 @@ transaction_thread(void *arg)
 				result.ok = send_position(t, rk, position, nonce, &result);
 				break;
 			case KAFKA_CALL_COMMIT:
-				result.ok = commit(t, rk, &result);
+				result.ok = repeat(t, rk, rd_kafka_commit_transaction,
+								   "could not commit", &result);
 				if (result.ok)
 					t->open = false;
 				else

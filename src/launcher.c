@@ -48,6 +48,7 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "due.h"
 #include "guc.h"
 #include "launcher.h"
 #include "launcher_databases.h"
@@ -98,15 +99,6 @@ static void
 detach_launcher(int code, Datum arg)
 {
 	pg_atomic_write_u32(&shared_state->launcher_procno, SLOT_NO_PROC);
-}
-
-/* The earlier of two times, 0 meaning never. */
-static TimestampTz
-earlier(TimestampTz a, TimestampTz b)
-{
-	if (a == 0)
-		return b;
-	return b == 0 || a < b ? a : b;
 }
 
 /* Notices come before the scan, which then sees what they are about. */
@@ -299,8 +291,8 @@ check_starting(RelaySlot *slot, SlotHandle *handle, TimestampTz now)
 		gone = now >= handle->deadline;
 	}
 	if (!gone)
-		return earlier(handle->deadline,
-					   now < handle->patience_until ? handle->patience_until : 0);
+		return due_sooner(handle->deadline,
+						  now < handle->patience_until ? handle->patience_until : 0);
 
 	/*
 	 * It may have attached and left since we looked at the phase; then the
@@ -375,7 +367,7 @@ advance_slots(TimestampTz now, bool *start_under_way)
 		switch (phase)
 		{
 			case SLOT_STARTING:
-				wake = earlier(wake, check_starting(slot, handle, now));
+				wake = due_sooner(wake, check_starting(slot, handle, now));
 				if (now < handle->patience_until)
 					*start_under_way = true;
 				break;
@@ -388,7 +380,7 @@ advance_slots(TimestampTz now, bool *start_under_way)
 				else if (now < handle->patience_until)
 				{
 					*start_under_way = true;
-					wake = earlier(wake, handle->patience_until);
+					wake = due_sooner(wake, handle->patience_until);
 				}
 				break;
 			case SLOT_IDLE:
@@ -480,7 +472,7 @@ start_one(TimestampTz now)
 		if (start_after <= now)
 			slot = candidate;
 		else
-			wake = earlier(wake, start_after);
+			wake = due_sooner(wake, start_after);
 	}
 
 	if (slot == NULL)
@@ -503,7 +495,7 @@ start_one(TimestampTz now)
 	if (unreaped > 0)
 		return wake;
 	note_out_of_workers(db, now);
-	return earlier(wake, workers_retry_at);
+	return due_sooner(wake, workers_retry_at);
 }
 
 /*
@@ -530,8 +522,8 @@ look_around(void)
 
 	wake = advance_slots(now, &start_under_way);
 	if (!start_under_way)
-		wake = earlier(wake, start_one(now));
-	return earlier(wake, next_scan);
+		wake = due_sooner(wake, start_one(now));
+	return due_sooner(wake, next_scan);
 }
 
 void

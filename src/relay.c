@@ -111,8 +111,6 @@ drain(Relay *relay, int timeout_ms)
 		CHECK_FOR_INTERRUPTS();
 		relay_producer_serve(relay);
 		isolation_serve(relay, now);
-		if (relay->exact)
-			relay_transaction_serve(relay, TRANSACTION_SECOND, now);
 	}
 }
 
@@ -353,8 +351,6 @@ run(Relay *relay)
 			relay_producer_open(relay);
 		relay_producer_serve(relay);
 		isolation_serve(relay, now);
-		if (relay->exact)
-			relay_transaction_serve(relay, TRANSACTION_SECOND, now);
 		limits_work(relay, now);
 		note_connection(relay);
 		measure_rate(relay, now);

@@ -45,14 +45,14 @@
 /* Between two tries to get a lock, or to remove records. */
 #define WORK_INTERVAL_MS 100
 
-typedef struct DiscardRequest
+struct DiscardRequest
 {
 	pg_uuid_t	id;
 	RelayTopic *topic;
 	XidSnapshot *upto;			/* NULL: one message */
 	char	   *by;
 	uint64		count;			/* given up by this relay */
-} DiscardRequest;
+};
 
 /* An entry of the hash of single messages. */
 typedef struct DiscardMessage
@@ -190,9 +190,11 @@ discard_begin(Relay *relay)
 		relay->discard->finish_at = GetCurrentTimestamp();
 }
 
-static DiscardRequest *
-find_request(const RelayDiscard *discard, const RelayTopic *topic, const CursorRow *row)
+DiscardRequest *
+discard_request_for(const Relay *relay, const RelayHeld *held, const CursorRow *row)
 {
+	const RelayDiscard *discard = relay->discard;
+	const RelayTopic *topic = held->topic;
 	ListCell   *lc;
 
 	if (discard->messages)
@@ -223,12 +225,6 @@ discard_lock(const OutboxCatalog *catalog)
 	return ConditionalLockRelationOid(copy.discarded, RowExclusiveLock) && held_lock(&copy);
 }
 
-bool
-discard_wants(const Relay *relay, const RelayHeld *held, const CursorRow *row)
-{
-	return find_request(relay->discard, held->topic, row) != NULL;
-}
-
 static void
 accumulate(ArrayBuildState **state, Datum value, Oid type)
 {
@@ -236,16 +232,13 @@ accumulate(ArrayBuildState **state, Datum value, Oid type)
 }
 
 void
-discard_add(Relay *relay, const RelayHeld *held, const CursorRow *row)
+discard_add(Relay *relay, DiscardRequest *request, const CursorRow *row)
 {
 	RelayDiscard *discard = relay->discard;
-	DiscardRequest *request = find_request(discard, held->topic, row);
 	bool		isnull;
 
-	if (request == NULL)
-		elog(ERROR, "nobody asked for message " INT64_FORMAT " to be discarded", row->id);
 	request->count++;
-	discard->topic = held->topic;
+	discard->topic = request->topic;
 	accumulate(&discard->ids, Int64GetDatum(row->id), INT8OID);
 	accumulate(&discard->event_ids,
 			   slot_getattr(row->slot, Anum_outbox_message_event_id, &isnull), UUIDOID);
@@ -329,30 +322,31 @@ finish(Relay *relay, TimestampTz now)
 	const OutboxCatalog *catalog;
 	Oid			types[] = {UUIDARRAYOID};
 	Datum		values[lengthof(types)];
-	List	   *rest = NIL;
+	List	   *done = NIL;
 	ListCell   *lc;
 
 	discard->finish_at = 0;
-	relay_begin(relay);
 	foreach(lc, discard->requests)
 	{
 		DiscardRequest *request = (DiscardRequest *) lfirst(lc);
 
 		if (!is_under_way(relay, request->topic))
-			accumulate(&ids, UUIDPGetDatum(&request->id), UUIDOID);
+			done = lappend(done, request);
 	}
-	catalog = relay_catalog(relay);
-	if (ids == NULL || catalog == NULL)
-	{
-		relay_commit(relay);
+	if (done == NIL)
 		return;
-	}
-	if (!ConditionalLockRelationOid(catalog->discard_request, RowExclusiveLock))
+
+	relay_begin(relay);
+	catalog = relay_catalog(relay);
+	if (catalog == NULL ||
+		!ConditionalLockRelationOid(catalog->discard_request, RowExclusiveLock))
 	{
 		relay_commit(relay);
 		discard->finish_at = TimestampTzPlusMilliseconds(now, WORK_INTERVAL_MS);
 		return;
 	}
+	foreach(lc, done)
+		accumulate(&ids, UUIDPGetDatum(&((DiscardRequest *) lfirst(lc))->id), UUIDOID);
 	values[0] = makeArrayResult(ids, CurrentMemoryContext);
 	SPI_connect();
 	if (SPI_execute_with_args("DELETE FROM outbox.discard_request WHERE request_id = ANY ($1)",
@@ -361,21 +355,11 @@ finish(Relay *relay, TimestampTz now)
 	SPI_finish();
 	relay_commit(relay);
 
-	foreach(lc, discard->requests)
+	foreach(lc, done)
 	{
-		DiscardRequest *request = (DiscardRequest *) lfirst(lc);
-
-		if (!is_under_way(relay, request->topic))
-			report(request);
-		else
-		{
-			MemoryContext old = MemoryContextSwitchTo(discard->context);
-
-			rest = lappend(rest, request);
-			MemoryContextSwitchTo(old);
-		}
+		report((DiscardRequest *) lfirst(lc));
+		discard->requests = list_delete_ptr(discard->requests, lfirst(lc));
 	}
-	discard->requests = rest;
 }
 
 /* Remove some records of messages that are gone. Returns false at the end. */

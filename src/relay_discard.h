@@ -9,6 +9,7 @@
 #include "relay_held.h"
 
 typedef struct RelayDiscard RelayDiscard;
+typedef struct DiscardRequest DiscardRequest;
 
 extern RelayDiscard *discard_create(MemoryContext context);
 
@@ -28,10 +29,10 @@ extern void discard_begin_lane(Relay *relay, RelayHeld *held);
  */
 extern bool discard_lock(const OutboxCatalog *catalog);
 
-/* Whether a message is to be given up; note that it is. */
-extern bool discard_wants(const Relay *relay, const RelayHeld *held,
-						  const CursorRow *row);
-extern void discard_add(Relay *relay, const RelayHeld *held, const CursorRow *row);
+/* Who asked for a message to be given up, or NULL; note that it is. */
+extern DiscardRequest *discard_request_for(const Relay *relay, const RelayHeld *held,
+										   const CursorRow *row);
+extern void discard_add(Relay *relay, DiscardRequest *request, const CursorRow *row);
 
 /* Store those, in the transaction that read them. False: there were none. */
 extern bool discard_store(Relay *relay);

@@ -78,6 +78,13 @@ typedef struct RelayHeld
 	TimestampTz merge_retry_at;
 } RelayHeld;
 
+/* Of a cursor; held NULL: the main one. */
+static inline Window *
+relay_window_of(const Relay *relay, const RelayHeld *held)
+{
+	return held ? held->window : relay->window;
+}
+
 /* What a report refused. */
 typedef struct RelayRefusal
 {

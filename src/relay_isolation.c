@@ -210,6 +210,9 @@ isolation_serve(Relay *relay, TimestampTz now)
 			 relay_transaction_is_idle(relay, TRANSACTION_SECOND) &&
 			 TimestampDifferenceExceeds(isolation->used_at, now, IDLE_MS))
 		isolation_close(relay);
+
+	if (relay->exact)
+		relay_transaction_serve(relay, TRANSACTION_SECOND, now);
 }
 
 TimestampTz

@@ -26,6 +26,7 @@
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
 #include "executor/spi.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
@@ -80,10 +81,7 @@ void
 parked_execute(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls,
 			   bool read_only, int expected)
 {
-	LOCKMODE	mode = read_only ? AccessShareLock : RowExclusiveLock;
-
-	catalog_lock_now("parked_message", mode);
-	catalog_lock_now("discarded_message", mode);
+	catalog_lock_now("parked_message", read_only ? AccessShareLock : RowExclusiveLock);
 	if (SPI_execute_with_args(sql, nargs, types, values, nulls, read_only, 0) != expected)
 		elog(ERROR, "unexpected result of a statement on outbox.parked_message");
 }
@@ -280,4 +278,30 @@ parked_are_delivered(const ParkedMessages *parked)
 		if (parked->flight[i].class != KAFKA_ERROR_NONE)
 			return false;
 	return true;
+}
+
+Datum
+parked_ids(const int64 *ids, int count)
+{
+	Datum	   *values = palloc(sizeof(Datum) * count);
+
+	for (int i = 0; i < count; i++)
+		values[i] = Int64GetDatum(ids[i]);
+	return PointerGetDatum(construct_array(values, count, INT8OID, sizeof(int64),
+										   FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+}
+
+void
+parked_delete(ParkedMessages *parked, const int64 *ids, int count, int64 upto)
+{
+	Oid			types[] = {INT8ARRAYOID, INT8OID};
+	Datum		values[lengthof(types)];
+
+	values[0] = parked_ids(ids, count);
+	values[1] = Int64GetDatum(upto);
+	SPI_connect();
+	parked_execute("DELETE FROM outbox.parked_message WHERE id = ANY ($1) AND id <= $2",
+				   lengthof(types), types, values, NULL, false, SPI_OK_DELETE);
+	SPI_finish();
+	parked_load(parked);
 }

@@ -58,6 +58,9 @@ extern void parked_forget_producer(ParkedMessages *parked);
 /* It is gone, and its transaction with it: nothing of it was delivered. */
 extern void parked_forget_delivered(ParkedMessages *parked);
 
+/* Those up to that id were delivered by another producer. In a transaction. */
+extern void parked_delete(ParkedMessages *parked, const int64 *ids, int count, int64 upto);
+
 /* Whether all that were sent are acknowledged. */
 extern bool parked_are_delivered(const ParkedMessages *parked);
 

@@ -49,6 +49,9 @@ struct ParkedMessages
 								 * nothing */
 };
 
+/* An array of ids, as a parameter of a statement. */
+extern Datum parked_ids(const int64 *ids, int count);
+
 /* A statement on outbox.parked_message, inside SPI; an error if it fails. */
 extern void parked_execute(const char *sql, int nargs, Oid *types, Datum *values,
 						   const char *nulls, bool read_only, int expected);

@@ -14,7 +14,6 @@
 #include "access/xlog.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
@@ -116,18 +115,6 @@ send_one(Relay *relay, KafkaProducer *producer, TupleTableSlot *slot, TimestampT
 	}
 }
 
-static Datum
-chosen_ids(const ParkedMessages *parked)
-{
-	Datum		ids[PARKED_BATCH];
-
-	for (int i = 0; i < parked->nchosen; i++)
-		ids[i] = Int64GetDatum(parked->chosen[i]);
-	return PointerGetDatum(construct_array(ids, parked->nchosen, INT8OID,
-										   sizeof(int64), FLOAT8PASSBYVAL,
-										   TYPALIGN_DOUBLE));
-}
-
 /*
  * Send what is due. One is left out while an earlier one of its key waits.
  */
@@ -206,7 +193,7 @@ parked_send(Relay *relay, TimestampTz now)
 	values[1] = Int32GetDatum(parked->one_by_one > 0 ? 1 : PARKED_BATCH);
 	values[2] = (Datum) 0;
 	if (parked->nchosen > 0)
-		values[2] = chosen_ids(parked);
+		values[2] = parked_ids(parked->chosen, parked->nchosen);
 	else
 		nulls[2] = 'n';
 	parked->nchosen = 0;
@@ -281,8 +268,11 @@ store_outcome(const ParkedFlight *flight)
 
 		/* given up while it was on its way: Kafka has it */
 		if (SPI_processed == 0)
+		{
+			catalog_lock_now("discarded_message", RowExclusiveLock);
 			parked_execute("DELETE FROM outbox.discarded_message WHERE id = $1",
 						   1, types, values, NULL, false, SPI_OK_DELETE);
+		}
 		return;
 	}
 

@@ -60,12 +60,6 @@ bytes_in_flight(const Relay *relay)
 	return window_in_flight_bytes(relay->window) + relay_held_bytes(relay);
 }
 
-static inline Window *
-window_of(const Relay *relay, const RelayHeld *held)
-{
-	return held ? held->window : relay->window;
-}
-
 /*
  * Whether not one more message may be sent now. other_bytes: in flight in all
  * other windows, which do not change while one is filled.
@@ -73,7 +67,7 @@ window_of(const Relay *relay, const RelayHeld *held)
 static bool
 window_is_closed(const Relay *relay, const RelayHeld *held, uint64 other_bytes)
 {
-	Window	   *window = window_of(relay, held);
+	Window	   *window = relay_window_of(relay, held);
 
 	if (relay->exact)
 		return window_in_flight(window) >= guc_max_in_flight ||
@@ -202,7 +196,7 @@ describe(const CursorRow *row, const RelayTopic *topic, const char *reason)
 static void
 pass(Relay *relay, RelayHeld *held, const CursorRow *row, RelayTopic *topic)
 {
-	Window	   *window = window_of(relay, held);
+	Window	   *window = relay_window_of(relay, held);
 	WindowEntry entry = {0};
 	uint64		tag = window_next_tag(window);
 
@@ -278,11 +272,11 @@ is_passed_over(Relay *relay, RelayHeld *held, const CursorRow *row, RelayTopic *
  * come to it by then: what is on disk as discarded is behind the progress.
  */
 static bool
-discard_row(Relay *relay, RelayHeld *held, const CursorRow *row)
+discard_row(Relay *relay, RelayHeld *held, const CursorRow *row, DiscardRequest *request)
 {
 	if (window_oldest(held->window) != NULL)
 		return false;
-	discard_add(relay, held, row);
+	discard_add(relay, request, row);
 	pass(relay, held, row, held->topic);
 	if (held->lane.waiting > 0)
 		held->lane.waiting--;
@@ -324,8 +318,11 @@ send_row_in_context(Relay *relay, RelayHeld *held, const CursorRow *row, Timesta
 		return true;
 	if (held)
 	{
-		if (held->discards && discard_wants(relay, held, row))
-			return discard_row(relay, held, row);
+		DiscardRequest *request = held->discards ?
+		discard_request_for(relay, held, row) : NULL;
+
+		if (request)
+			return discard_row(relay, held, row, request);
 		if (held->state == RELAY_HELD_WAITING)
 		{
 			/* it was read for those alone, and the rest has to wait */
@@ -426,7 +423,7 @@ send_row_in_context(Relay *relay, RelayHeld *held, const CursorRow *row, Timesta
 				relay_fail(relay, topic, describe(row, topic, error.message));
 			return false;
 	}
-	window_sent(window_of(relay, held), &entry);
+	window_sent(relay_window_of(relay, held), &entry);
 	if (relay->exact)
 		relay_transaction_sent(relay, held);
 	relay_topic_sent(topic, record.partition, now);
@@ -486,7 +483,7 @@ static ReadResult
 send_chunk(Relay *relay, RelayHeld *held, const CursorTables *tables,
 		   const CursorBound *batch, int64 position, int *rows)
 {
-	Window	   *window = window_of(relay, held);
+	Window	   *window = relay_window_of(relay, held);
 	uint64		other_bytes = bytes_in_flight(relay) - window_in_flight_bytes(window);
 	TimestampTz now;
 	CursorScan *scan;
@@ -539,7 +536,7 @@ static ReadResult
 define_batch(Relay *relay, RelayHeld *held, const CursorTables *tables,
 			 const CursorBound *batch, int64 position, bool *defined)
 {
-	Window	   *window = window_of(relay, held);
+	Window	   *window = relay_window_of(relay, held);
 	CursorScan *scan;
 	CursorRow	row;
 	bool		empty;
@@ -564,7 +561,7 @@ define_batch(Relay *relay, RelayHeld *held, const CursorTables *tables,
 static ReadResult
 read_chunk(Relay *relay, RelayHeld *held, int *rows, bool *newest)
 {
-	Window	   *window = window_of(relay, held);
+	Window	   *window = relay_window_of(relay, held);
 	const OutboxCatalog *catalog;
 	CursorTables tables;
 	CursorBound *batch;

@@ -85,12 +85,6 @@ transaction_of(const Relay *relay, const RelayHeld *held)
 	return &relay->transactions->of[held ? TRANSACTION_SECOND : TRANSACTION_MAIN];
 }
 
-static Window *
-window_of(const Relay *relay, const RelayHeld *held)
-{
-	return held ? held->window : relay->window;
-}
-
 /* ---- life ---- */
 
 void
@@ -238,7 +232,7 @@ relay_transaction_is_defined(const Relay *relay, const RelayHeld *held)
 {
 	const RelayTransaction *t = transaction_of(relay, held);
 
-	return relay_transaction_has_nonce(window_of(relay, held), t->state.defined);
+	return relay_transaction_has_nonce(relay_window_of(relay, held), t->state.defined);
 }
 
 /* A new nonce for the next definition; what it is about is the caller's. */
@@ -271,7 +265,7 @@ relay_transaction_define(Relay *relay, RelayHeld *held)
 	RelayTransaction *t = transaction_of(relay, held);
 	pg_uuid_t	nonce = begin_definition(t);
 
-	window_define(window_of(relay, held), &nonce);
+	window_define(relay_window_of(relay, held), &nonce);
 	if (held)
 		held->define = true;
 	else
@@ -279,21 +273,26 @@ relay_transaction_define(Relay *relay, RelayHeld *held)
 	return write_definition(relay, t);
 }
 
+/* It is on disk. */
+static void
+take_definition(Relay *relay, RelayTransaction *t, TransactionOwner owner, RelayHeld *held)
+{
+	t->state = t->next;
+	t->owner = owner;
+	t->held = held;
+	t->since = GetCurrentTimestamp();
+	relay_progress_written(relay, t->since, true);
+	FAULT_POINT("defined");
+}
+
 void
 relay_transaction_defined(Relay *relay, RelayHeld *held)
 {
-	RelayTransaction *t = transaction_of(relay, held);
-
-	t->state = t->next;
-	t->owner = held ? OWNER_HELD : OWNER_MAIN;
-	t->held = held;
-	t->since = GetCurrentTimestamp();
 	if (held)
 		held->standby_awaited = XactLastCommitEnd;
 	else
 		relay->standby_awaited = XactLastCommitEnd;
-	relay_progress_written(relay, t->since, true);
-	FAULT_POINT("defined");
+	take_definition(relay, transaction_of(relay, held), held ? OWNER_HELD : OWNER_MAIN, held);
 }
 
 bool
@@ -333,14 +332,7 @@ relay_transaction_define_parked(Relay *relay, const int64 *ids, int count)
 void
 relay_transaction_defined_parked(Relay *relay)
 {
-	RelayTransaction *t = &relay->transactions->of[TRANSACTION_SECOND];
-
-	t->state = t->next;
-	t->owner = OWNER_PARKED;
-	t->held = NULL;
-	t->since = GetCurrentTimestamp();
-	relay_progress_written(relay, t->since, true);
-	FAULT_POINT("defined");
+	take_definition(relay, &relay->transactions->of[TRANSACTION_SECOND], OWNER_PARKED, NULL);
 }
 
 /* ---- sending ---- */
@@ -419,7 +411,7 @@ relay_transaction_is_full(const Relay *relay, const RelayHeld *held, TimestampTz
 {
 	const RelayTransaction *t = transaction_of(relay, held);
 
-	if (window_is_full(window_of(relay, held)))
+	if (window_is_full(relay_window_of(relay, held)))
 		return true;
 	return t->phase == TRANSACTION_SENDING &&
 		(t->sent >= t->limit ||
@@ -447,7 +439,7 @@ end_sending(RelayTransaction *t, int64 position)
 static void
 note_batch_done(Relay *relay, RelayHeld *held)
 {
-	if (window_is_reading(window_of(relay, held)))
+	if (window_is_reading(relay_window_of(relay, held)))
 		return;
 	if (held)
 		held->tentative = false;
@@ -459,7 +451,7 @@ void
 relay_transaction_complete(Relay *relay, RelayHeld *held)
 {
 	RelayTransaction *t = transaction_of(relay, held);
-	Window	   *window = window_of(relay, held);
+	Window	   *window = relay_window_of(relay, held);
 
 	if (t->phase == TRANSACTION_SENDING)
 	{
@@ -499,7 +491,7 @@ relay_transaction_parked_some(Relay *relay, RelayHeld *held)
 	RelayTransaction *t = transaction_of(relay, held);
 
 	t->needs = XactLastCommitEnd;
-	if (window_oldest(window_of(relay, held)) == NULL)
+	if (window_oldest(relay_window_of(relay, held)) == NULL)
 		return;					/* the position on disk is past them */
 	if (held)
 		held->tentative = true;
@@ -521,7 +513,7 @@ finish_commit(Relay *relay, RelayTransaction *t, TimestampTz now)
 	t->phase = TRANSACTION_READY;
 	if (t->owner != OWNER_PARKED)
 	{
-		window_commit(window_of(relay, held));
+		window_commit(relay_window_of(relay, held));
 		note_batch_done(relay, held);
 	}
 	t->owner = OWNER_NONE;
@@ -544,7 +536,7 @@ all_acknowledged(const Relay *relay, const RelayTransaction *t)
 		return false;
 	if (t->owner == OWNER_PARKED)
 		return parked_are_delivered(relay->parked);
-	return window_in_flight(window_of(relay, t->held)) == 0;
+	return window_in_flight(relay_window_of(relay, t->held)) == 0;
 }
 
 void

@@ -21,7 +21,6 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 
@@ -166,28 +165,9 @@ end_conflict(Relay *relay)
 static void
 delete_parked(Relay *relay, const RelayTransaction *t, int64 position)
 {
-	Oid			types[] = {INT8ARRAYOID, INT8OID};
-	Datum		ids[TRANSACTION_PARKED];
-	Datum		values[2];
-
 	relay_begin(relay);
 	if (relay_catalog(relay) != NULL)
-	{
-		for (int i = 0; i < t->state.nparked; i++)
-			ids[i] = Int64GetDatum(t->state.parked[i]);
-		values[0] = PointerGetDatum(construct_array(ids, t->state.nparked, INT8OID,
-													sizeof(int64), FLOAT8PASSBYVAL,
-													TYPALIGN_DOUBLE));
-		values[1] = Int64GetDatum(position);
-		catalog_lock_now("parked_message", RowExclusiveLock);
-		SPI_connect();
-		if (SPI_execute_with_args("DELETE FROM outbox.parked_message"
-								  " WHERE id = ANY ($1) AND id <= $2",
-								  2, types, values, NULL, false, 0) != SPI_OK_DELETE)
-			elog(ERROR, "could not delete from outbox.parked_message");
-		SPI_finish();
-		parked_load(relay->parked);
-	}
+		parked_delete(relay->parked, t->state.parked, t->state.nparked, position);
 	relay_commit(relay);
 }
 
