@@ -107,6 +107,22 @@ sub new
 	return bless \%fields, $class;
 }
 
+# Its database, without a table.
+sub make_database
+{
+	my ($self) = @_;
+	$self->drop;
+	$self->{env}->sql('postgres', "CREATE DATABASE $self->{database}");
+	return;
+}
+
+sub drop
+{
+	my ($self) = @_;
+	$self->{env}->drop_database($self->{database});
+	return;
+}
+
 =back
 
 =head1 METHODS

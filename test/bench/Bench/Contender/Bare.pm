@@ -23,16 +23,8 @@ use parent -norequire, 'Bench::Contender';
 sub create
 {
 	my ($self) = @_;
-	$self->{env}->drop_database($self->{database});
-	$self->{env}->sql('postgres', "CREATE DATABASE $self->{database}");
+	$self->make_database;
 	$self->prepare_database;
-	return;
-}
-
-sub drop
-{
-	my ($self) = @_;
-	$self->{env}->drop_database($self->{database});
 	return;
 }
 

@@ -51,8 +51,7 @@ sub create
 	my ($self) = @_;
 	my $env = $self->{env};
 	$env->{connect} //= Bench::Connect->new($env);
-	$self->drop;
-	$env->sql('postgres', "CREATE DATABASE $self->{database}");
+	$self->make_database;
 	$env->sql($self->{database}, <<"END");
 CREATE TABLE outbox (
 	id uuid PRIMARY KEY,
@@ -72,9 +71,8 @@ END
 sub drop
 {
 	my ($self) = @_;
-	my $env = $self->{env};
-	$env->sql('postgres', "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = '$self->{name}'");
-	$env->drop_database($self->{database});
+	$self->{env}->sql('postgres', "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = '$self->{name}'");
+	$self->SUPER::drop;
 	return;
 }
 

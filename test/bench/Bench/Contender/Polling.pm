@@ -20,8 +20,7 @@ use constant TABLE => 'queue';
 sub create
 {
 	my ($self) = @_;
-	$self->{env}->drop_database($self->{database});
-	$self->{env}->sql('postgres', "CREATE DATABASE $self->{database}");
+	$self->make_database;
 	$self->{env}->sql($self->{database}, <<"END");
 CREATE TABLE @{[TABLE]} (
 	id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -34,13 +33,6 @@ CREATE TABLE @{[TABLE]} (
 CREATE TABLE sent (event_id uuid, xid xid);
 END
 	$self->prepare_database;
-	return;
-}
-
-sub drop
-{
-	my ($self) = @_;
-	$self->{env}->drop_database($self->{database});
 	return;
 }
 

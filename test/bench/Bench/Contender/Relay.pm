@@ -26,13 +26,6 @@ sub create
 	return;
 }
 
-sub drop
-{
-	my ($self) = @_;
-	$self->{env}->drop_database($self->{database});
-	return;
-}
-
 sub store_statement
 {
 	return 'PERFORM outbox.publish(topic, payload, key_of(i), event_id => event_id(i))';
