@@ -12,12 +12,6 @@
  * is wanted; it is set before slot->commits is looked at a last time, so a
  * commit is either seen here or sets the latch.
  *
- * Pacing. At a few hundred commits a second each is looked at when it
- * happens. At thousands a second that would cost a snapshot, a scan and a
- * packet for each, taken from the very processors the publishers need; so the
- * relay then looks every few milliseconds, and does not ask to be woken in
- * between.
- *
  * The producer's reports are not urgent either: unless the window is full, or
  * somebody waits for a confirmation, they are served when the relay is awake
  * anyway.
@@ -60,13 +54,6 @@
 
 /* How often the segments are looked at while messages flow. */
 #define RING_INTERVAL_MS 1000
-
-/* Commits a second from which on the relay looks at intervals. */
-#define PACE_FROM 2500
-#define PACE_FAST_FROM 6000
-#define PACE_MS 2
-#define PACE_FAST_MS 5
-#define RATE_INTERVAL_MS 50
 
 /* How often to look for lanes that do not answer. */
 #define LANES_INTERVAL_MS 250
@@ -138,31 +125,6 @@ reload(Relay *relay)
 	limits_ask_for_all(relay);
 	relay->ring_due = GetCurrentTimestamp();
 	relay->backlog_at = 0;
-}
-
-/* How fast others commit, measured every now and then. */
-static void
-measure_rate(Relay *relay, TimestampTz now)
-{
-	uint64		commits;
-	long		elapsed = TimestampDifferenceMilliseconds(relay->rate_at, now);
-
-	if (elapsed < RATE_INTERVAL_MS)
-		return;
-	commits = pg_atomic_read_u64(&relay->slot->commits);
-	relay->commits_per_second = (int) Min((commits - relay->rate_commits) * 1000 / elapsed,
-										  (uint64) INT_MAX);
-	relay->rate_commits = commits;
-	relay->rate_at = now;
-}
-
-/* Milliseconds to let pass between two looks. */
-static int
-pace(const Relay *relay)
-{
-	if (relay->commits_per_second < PACE_FROM)
-		return 0;
-	return relay->commits_per_second < PACE_FAST_FROM ? PACE_MS : PACE_FAST_MS;
 }
 
 /*
@@ -273,7 +235,7 @@ sleep_until_needed(Relay *relay, TimestampTz now, TimestampTz progress_due,
 	long		timeout = stats_due > 0 ? stats_due : SAFETY_INTERVAL_MS;
 	bool		in_flight = window_oldest(relay->window) != NULL;
 	bool		reports = true;
-	int			interval = pace(relay);
+	int			interval = relay_pace(relay);
 
 	timeout = until(now, progress_due, timeout);
 	timeout = until(now, relay->ring_due, timeout);
@@ -353,7 +315,7 @@ run(Relay *relay)
 		isolation_serve(relay, now);
 		limits_work(relay, now);
 		note_connection(relay);
-		measure_rate(relay, now);
+		relay_pace_measure(relay, now);
 		check_safety_net(relay, now);
 
 		if (parked_is_final(relay))
@@ -373,8 +335,8 @@ run(Relay *relay)
 
 		reading = may_read(relay, now) && !relay_progress_must_flush(relay);
 		if (reading && has_news(relay, now) &&
-			(more || pace(relay) == 0 ||
-			 TimestampDifferenceMilliseconds(relay->read_at, now) >= pace(relay)))
+			(more || relay_pace(relay) == 0 ||
+			 TimestampDifferenceMilliseconds(relay->read_at, now) >= relay_pace(relay)))
 			more = read_messages(relay, now);
 		else
 			more = false;

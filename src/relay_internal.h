@@ -6,6 +6,7 @@
  *	relay_session.c		transactions, waiting
  *	relay_start.c		what is read before anything is sent
  *	relay_read.c		reading messages and handing them to the producer
+ *	relay_pace.c		how often to look for messages
  *	relay_held.c		lanes with cursors of their own, as they are
  *	relay_held_progress.c	as they stand on disk
  *	relay_catchup.c		when lanes are held, and how they come back
@@ -48,6 +49,17 @@ typedef enum ReadResult
 	READ_ALL,					/* nothing is left */
 	READ_BLOCKED				/* no room, or something has to happen first */
 } ReadResult;
+
+/* How fast others commit, and whether processors are scarce. */
+typedef struct RelayPace
+{
+	TimestampTz measured_at;
+	uint64		commits;		/* slot->commits then */
+	int			commits_per_second;
+	uint64		waited_ns;		/* for a processor, in all */
+	uint64		times;			/* that it had to; 0: not measured yet */
+	int			crowded;		/* so many more measurements; 0: not */
+} RelayPace;
 
 typedef struct Relay
 {
@@ -182,10 +194,7 @@ typedef struct Relay
 	TimestampTz backlog_due;	/* of the next look, 0: none is needed */
 	bool		backlog_tight;	/* half of the limit is taken */
 
-	/* how fast others commit, to choose how often to look */
-	uint64		rate_commits;
-	TimestampTz rate_at;
-	int			commits_per_second;
+	RelayPace	pace;
 	TimestampTz read_at;		/* when reading began last */
 } Relay;
 
@@ -226,6 +235,12 @@ extern void relay_start(Relay *relay);
 
 /* Read pauses and parked keys again if somebody changed them. */
 extern void relay_read_control(Relay *relay);
+
+/* relay_pace.c */
+extern void relay_pace_measure(Relay *relay, TimestampTz now);
+
+/* Milliseconds to let pass between two looks; 0: look at every commit. */
+extern int	relay_pace(const Relay *relay);
 
 /* relay_read.c */
 extern ReadResult relay_read(Relay *relay);

@@ -317,7 +317,7 @@ sub producer_properties
 		'message.max.bytes=1000000000',
 		"queue.buffering.max.messages=$messages",
 		"queue.buffering.max.kbytes=$kilobytes",
-		'linger.ms=' . ($bulk ? 5 : 0),
+		'linger.ms=' . ($bulk ? 20 : 0),
 		'socket.nagle.disable=true',
 		'socket.keepalive.enable=true',
 		'reconnect.backoff.ms=50',
