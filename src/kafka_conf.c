@@ -393,9 +393,10 @@ set_defaults(rd_kafka_conf_t *conf, const KafkaProducerConfig *config,
 			/* the relay's own bounds come first */
 			{"queue.buffering.max.messages", messages_text, false},
 			{"queue.buffering.max.kbytes", kilobytes_text, false},
+
 			/*
-			 * a message that is there is sent at once, or full batches are;
-			 * a transaction's last ones are waited for
+			 * a message that is there is sent at once, or full batches are; a
+			 * transaction's last ones are waited for
 			 */
 			{"linger.ms", !config->bulk ? "0" : transactional ? "5" : "20", false},
 			{"socket.nagle.disable", "true", false},

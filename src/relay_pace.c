@@ -45,7 +45,7 @@
 static bool
 read_waits(uint64 *waited_ns, uint64 *times)
 {
-	char		text[128];
+	char text[	128];
 	unsigned long long run;
 	unsigned long long waited;
 	unsigned long long count;
@@ -58,7 +58,8 @@ read_waits(uint64 *waited_ns, uint64 *times)
 	close(fd);
 	if (length <= 0)
 		return false;
-	text[length] = '\0';
+	text[		length] = '\0';
+
 	if (sscanf(text, "%llu %llu %llu", &run, &waited, &count) != 3)
 		return false;
 	*waited_ns = waited;
