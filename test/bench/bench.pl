@@ -16,6 +16,7 @@ use Bench::Contender;
 use Bench::Drain;
 use Bench::Environment;
 use Bench::Growth;
+use Bench::Inbox;
 use Bench::Latency;
 use Bench::Publish;
 use Bench::Report;
@@ -28,6 +29,7 @@ my @parts = (
 	[ steady => \&Bench::Steady::run ],
 	[ publish => \&Bench::Publish::run ],
 	[ commit => \&Bench::Publish::run_commit ],
+	[ inbox => \&Bench::Inbox::run ],
 	[ size => \&Bench::Steady::run_size ],
 	[ backlog => \&Bench::Growth::run_backlog ],
 	[ payload => \&Bench::Growth::run_payload ],
@@ -133,6 +135,8 @@ my %options = (
 	topics => counts_of('TOPICS', '1 10 100 1000', '1 10'),
 	sizes => counts_of('SIZES', '200 1000 10000 900000', '200 1000 10000 900000'),
 	payload_megabytes => count_of('PAYLOAD_MEGABYTES', 1000, 20),
+	batches => counts_of('BATCHES', '1 10 100 1000 10000', '1 100'),
+	inbox_rows => count_of('INBOX_ROWS', 500_000, 10_000),
 	databases => counts_of('DATABASES', '1 64', '1 4'),
 	idle_seconds => count_of('IDLE_SECONDS', 300, 10),
 	warm_records => count_of('WARM_RECORDS', 1_000_000, 50_000),

@@ -89,6 +89,12 @@ my @parts = (
 		plots => [ [ groups => 'tps' ] ]
 	},
 	{
+		name => 'inbox', title => 'From Kafka into a table',
+		columns => [qw(rate cpu_server cpu_machine other)],
+		ratio => 'rate', base => [qw(sink)],
+		plots => [ [ groups => 'rate' ] ]
+	},
+	{
 		name => 'size', title => 'Size on disk under a steady load',
 		columns => [qw(megabytes dead_rows)],
 		last => 1,

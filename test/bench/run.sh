@@ -20,7 +20,7 @@
 #
 # Environment:
 #   BENCH        parts: drain, latency, steady, publish, commit (these by
-#                default), size, backlog, payload, topics, idle; or all
+#                default), inbox, size, backlog, payload, topics, idle; or all
 #   CONTENDERS   of relay, relay_eos (delivery = exactly_once), bare, polling,
 #                polling_large (10,000 rows a batch), debezium, debezium_tuned
 #                ("relay bare polling debezium debezium_tuned")
@@ -32,6 +32,8 @@
 #   STEADY_SECONDS  of publishing at full speed (20)
 #   SIZE_SECONDS, SIZE_RATE, SIZE_RETENTION   3600, 500 a second, 5min
 #   GROWTH_ROWS, GROWTH_RUNS   "100000 1000000 10000000", 2
+#   BATCHES, INBOX_ROWS   inbox: messages a transaction ("1 10 100 1000 10000"),
+#                messages at most (500000)
 #   TOPICS, SIZES, PAYLOAD_MEGABYTES   "1 10 100 1000", "200 1000 10000 900000",
 #                at most so much in a backlog (1000)
 #   DATABASES, IDLE_SECONDS   "1 64", 300
