@@ -34,6 +34,14 @@ extern void wakeup_mark_published(void);
 extern void wakeup_mark_control(void);
 
 /*
+ * This transaction gave the decider something to do, or changed what the
+ * workers of a subscription have to know: they look again at commit. If there
+ * is none yet, the relay looks whether one is needed.
+ */
+extern void wakeup_mark_decider(void);
+extern void wakeup_mark_inbox(int32 subscription);
+
+/*
  * This transaction made the extension, or changed something that may want a
  * relay (dboid) started anew: the launcher looks at it at commit.
  */
