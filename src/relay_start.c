@@ -246,7 +246,7 @@ relay_read_control(Relay *relay)
 {
 	const OutboxCatalog *catalog;
 	List	   *topics;
-	uint32		generation = pg_atomic_read_u32(&relay->slot->control_generation);
+	uint32		generation = pg_atomic_read_u32(&relay->slot->worker.control_generation);
 
 	if (relay->control_known && generation == relay->control_seen)
 		return;
