@@ -1,4 +1,4 @@
-/* Stands in for the inbox and the decider until they exist. */
+/* Stands in for the inbox until it exists. */
 #include "postgres.h"
 
 #include "catalog/namespace.h"
@@ -15,7 +15,6 @@
 #include "side_worker.h"
 
 PGDLLEXPORT void outbox_kafka_inbox_main(Datum main_arg);
-PGDLLEXPORT void outbox_kafka_decider_main(Datum main_arg);
 
 static Oid
 table(const char *schema, const char *name)
@@ -48,33 +47,6 @@ inbox_wanted(SideWanted **wanted)
 	return n;
 }
 
-int
-decider_wanted(void)
-{
-	int			n;
-
-	if (!OidIsValid(table("outbox", "confirmation")))
-		return 0;
-	SPI_connect();
-	SPI_execute("SELECT 1 FROM outbox.confirmation LIMIT 1", true, 0);
-	n = (int) SPI_processed;
-	SPI_finish();
-	return n;
-}
-
-static bool
-open_confirmations(void)
-{
-	int			n;
-
-	StartTransactionCommand();
-	PushActiveSnapshot(GetTransactionSnapshot());
-	n = decider_wanted();
-	PopActiveSnapshot();
-	CommitTransactionCommand();
-	return n > 0;
-}
-
 static void
 run(SideSlot *slot)
 {
@@ -97,8 +69,6 @@ run(SideSlot *slot)
 		}
 		seen = pg_atomic_read_u32(&slot->worker.control_generation);
 		pg_memory_barrier();
-		if (slot->worker.kind == WORKER_DECIDER && !open_confirmations())
-			side_worker_leave(seen);
 		elog(LOG, "side worker looked, generation %u", seen);
 		side_worker_sleep(slot, seen, set, -1, PG_WAIT_EXTENSION);
 	}
@@ -106,12 +76,6 @@ run(SideSlot *slot)
 
 void
 outbox_kafka_inbox_main(Datum main_arg)
-{
-	run(side_worker_attach(main_arg));
-}
-
-void
-outbox_kafka_decider_main(Datum main_arg)
 {
 	run(side_worker_attach(main_arg));
 }
