@@ -238,7 +238,7 @@ wait_field($published, 'withdrawn', 't');
 wait_field($id2, 'withdrawn', 't');
 is(sql("SELECT outbox.status('$published')"), 'discarded', 'a message that was not sent in time is withdrawn');
 wait_delivered($node, 'a');
-my @ids = map { $_->{headers}{ce_id} // '' } $kafka->consume('orders'), $kafka->consume('steady');
+my @ids = map { $_->{header}{ce_id} // '' } $kafka->consume('orders'), $kafka->consume('steady');
 is(scalar(grep { $_ eq $published || $_ eq $id2 } @ids), 0, 'it never arrives');
 is(scalar(grep { $_ eq $acknowledged || $_ eq $last } @ids), 2, 'the others do');
 wait_until('requests are removed', sub { sql('SELECT count(*) FROM outbox.discard_request') == 0 }, 20,
