@@ -12,13 +12,18 @@
 #include "utils/uuid.h"
 
 /*
- * Either may be NULL: not known. Both are copied; memory of the session is
+ * subscription is its name; who answers an expectation is told by it. The
+ * others may be NULL: not known. All are copied; memory of the session is
  * reused from one to the next. Without a correlation id the event id, as text,
  * stands for it. correlation_id is in the server's encoding. Around
  * handler_call(), and handled_message_clear() after it, also in PG_CATCH.
  */
-extern void handled_message_set(const pg_uuid_t *event_id, const char *correlation_id);
+extern void handled_message_set(const char *subscription, const pg_uuid_t *event_id,
+								const char *correlation_id);
 extern void handled_message_clear(void);
+
+/* Of which subscription a message is being handled; NULL: none is. */
+extern const char *handled_message_subscription(void);
 
 /* ---- for who stores a message ---- */
 

@@ -27,11 +27,8 @@
  * handler_begin() and handler_finish(); in their PG_CATCH, handler_caught()
  * comes first, too, and calling goes on afterwards.
  *
- * The worker: no session lock of USER_LOCKMETHOD lives through handler_end()
- * (a handler may call pg_advisory_unlock_all() anyway), so the lock that makes
- * the worker the only one of its kind has to use DEFAULT_LOCKMETHOD. SIGTERM
- * is die(), so that it ends a handler that runs. SIGINT is
- * handler_cancel_signal().
+ * For side workers (side_worker.h) alone: they can be cancelled and ended while
+ * the user's function runs, and not otherwise.
  */
 #ifndef OUTBOX_HANDLER_H
 #define OUTBOX_HANDLER_H
@@ -88,8 +85,5 @@ extern void handler_end(void);
  * does not take just an argument_type, or the current role may not execute it.
  */
 extern char *handler_stored_name(Oid function, Oid argument_type, const char *what);
-
-/* SIGINT of a worker that runs handlers: statement and lock timeout, cancel. */
-extern void handler_cancel_signal(SIGNAL_ARGS);
 
 #endif							/* OUTBOX_HANDLER_H */
