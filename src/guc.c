@@ -36,6 +36,8 @@ int			guc_max_databases = 64;
 int			guc_max_inbox_workers = 16;
 int			guc_delivery = DELIVERY_AT_LEAST_ONCE;
 int			guc_max_transaction_messages = 20000;
+int			guc_handler_timeout = 60 * 1000;
+int			guc_confirmation_retention = 7 * 24 * 3600;
 char	   *guc_fault_point = NULL;
 
 static const struct config_enum_entry delivery_options[] = {
@@ -213,6 +215,27 @@ guc_define(void)
 							&guc_max_transaction_messages,
 							20000, 1, 1000000,
 							PGC_SUSET, 0,
+							NULL, NULL, NULL);
+
+	/*
+	 * How long one bad handler may keep its partition, or the compensations
+	 * of other messages, waiting.
+	 */
+	DefineCustomIntVariable("outbox_kafka.handler_timeout",
+							"Time that one call of a handler may take.",
+							"Of subscriptions and of confirmations. 0: no limit.",
+							&guc_handler_timeout,
+							60 * 1000, 0, INT_MAX,
+							PGC_SUSET, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+
+	/* How long what was decided can be looked at, and late answers are known. */
+	DefineCustomIntVariable("outbox_kafka.confirmation_retention",
+							"Time that decided confirmations are kept.",
+							"Failed compensations are kept until they are retried.",
+							&guc_confirmation_retention,
+							7 * 24 * 3600, 0, INT_MAX,
+							PGC_SUSET, GUC_UNIT_S,
 							NULL, NULL, NULL);
 
 	/* For tests alone: where the relay is to die, see fault.h. */

@@ -90,6 +90,12 @@ extern int	guc_delivery;
 /* A larger batch of messages is split into several of them. */
 extern int	guc_max_transaction_messages;
 
+/* Milliseconds that one call of a handler may take; 0: no limit. */
+extern int	guc_handler_timeout;
+
+/* Seconds that a decided confirmation is kept. */
+extern int	guc_confirmation_retention;
+
 /* Where a test lets the relay die, see fault.h. */
 extern char *guc_fault_point;
 

@@ -24,6 +24,7 @@
 #include "utils/timestamp.h"
 
 #include "guc.h"
+#include "relay_discard.h"
 #include "relay_held.h"
 #include "relay_internal.h"
 #include "relay_isolation.h"
@@ -477,6 +478,8 @@ relay_producer_close(Relay *relay)
 	relay->unresolved = NULL;
 	relay->unresolved_since = 0;
 	relay->unproven = NULL;
+	if (window_in_flight(relay->window) > 0 && !discard_doubts_all(relay))
+		discard_doubt(relay, window_newest_bound(relay->window));
 	window_reset(relay->window);
 	relay_transaction_closed(relay, TRANSACTION_MAIN);
 	relay->caught_up = false;
