@@ -432,15 +432,11 @@ CREATE FUNCTION outbox.discard(event_id uuid) RETURNS bigint
 			WHERE m.event_id = discard.event_id
 			  AND NOT outbox.is_delivered(m.xid, m.id, m.topic, m.key, m.partition)
 			  AND NOT EXISTS (SELECT FROM outbox.parked_message AS p WHERE p.id = m.id)
-			  AND EXISTS (SELECT FROM outbox.held_lane AS h
-						  WHERE h.topic = m.topic
-							AND (h.partition IS NULL OR h.partition =
-								 outbox.lane_of_message(m.key, m.partition, m.id, h.partitions)))
 			RETURNING 1)
 		SELECT (SELECT count(*) FROM gone) + (SELECT count(*) FROM asked)
 		FROM (SELECT outbox.wake_relay() OFFSET 0) AS w
 	$$;
-COMMENT ON FUNCTION outbox.discard(uuid) IS 'give up for ever a message that is parked or waits in a held lane; those behind it go on; returns how many there were';
+COMMENT ON FUNCTION outbox.discard(uuid) IS 'give up for ever a message that is parked, waits in a held lane or has not been sent yet; those behind it go on; returns how many there were, of which the relay may have sent those that were just going out';
 
 CREATE FUNCTION outbox.discard_topic(topic text) RETURNS bigint
 	LANGUAGE plpgsql VOLATILE STRICT SECURITY DEFINER
@@ -481,20 +477,6 @@ CREATE FUNCTION outbox.discard_topic(topic text) RETURNS bigint
 	END
 	$$;
 COMMENT ON FUNCTION outbox.discard_topic(text) IS 'give up for ever what waits in the held lanes of a topic, not what is published from now on; returns how many there were';
-
-CREATE FUNCTION outbox.adopt() RETURNS bigint
-	LANGUAGE sql VOLATILE SECURITY DEFINER
-	SET search_path = pg_catalog, pg_temp
-	AS $$
-		UPDATE outbox.parked_message AS b SET next_try_at = pg_catalog.clock_timestamp()
-			WHERE b.reason = 'behind';
-		WITH due AS (
-			UPDATE outbox.parked_message AS p SET next_try_at = pg_catalog.clock_timestamp()
-			WHERE p.reason = 'restored'
-			RETURNING 1)
-		SELECT count(*) FROM due, (SELECT outbox.wake_relay() OFFSET 0) AS w
-	$$;
-COMMENT ON FUNCTION outbox.adopt() IS 'release the messages that a dump or a copy brought, in the order of their ids; returns how many there are';
 
 -- ---------------------------------------------------------------------------
 -- Publishing
@@ -574,6 +556,7 @@ CREATE FUNCTION outbox.grant_publish(role regrole, topics text[] DEFAULT '{*}') 
 	DECLARE
 		name text := (SELECT r.rolname FROM pg_catalog.pg_roles AS r WHERE r.oid = role);
 		signature regprocedure;
+		names text[] := ARRAY['publish', 'expect_confirmation', 'wait_decided', 'confirm_by_message', 'reject_by_message'];
 	BEGIN
 		IF name IS NULL THEN
 			RAISE EXCEPTION 'role with OID % does not exist', role::oid USING ERRCODE = 'undefined_object';
@@ -590,7 +573,7 @@ CREATE FUNCTION outbox.grant_publish(role regrole, topics text[] DEFAULT '{*}') 
 							  SELECT (id, event_id) ON outbox.message TO %I', name);
 		FOR signature IN
 			SELECT p.oid FROM pg_catalog.pg_proc AS p
-			WHERE p.pronamespace = 'outbox'::regnamespace AND p.proname = 'publish'
+			WHERE p.pronamespace = 'outbox'::regnamespace AND p.proname = ANY (names)
 		LOOP
 			EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %I', signature, name);
 		END LOOP;
@@ -605,6 +588,7 @@ CREATE FUNCTION outbox.revoke_publish(role regrole) RETURNS void
 	DECLARE
 		name text := (SELECT r.rolname FROM pg_catalog.pg_roles AS r WHERE r.oid = role);
 		signature regprocedure;
+		names text[] := ARRAY['publish', 'expect_confirmation', 'wait_decided', 'confirm_by_message', 'reject_by_message'];
 	BEGIN
 		IF name IS NULL THEN
 			RAISE EXCEPTION 'role with OID % does not exist', role::oid USING ERRCODE = 'undefined_object';
@@ -614,7 +598,7 @@ CREATE FUNCTION outbox.revoke_publish(role regrole) RETURNS void
 							   SELECT (id, event_id) ON outbox.message FROM %I', name);
 		FOR signature IN
 			SELECT p.oid FROM pg_catalog.pg_proc AS p
-			WHERE p.pronamespace = 'outbox'::regnamespace AND p.proname = 'publish'
+			WHERE p.pronamespace = 'outbox'::regnamespace AND p.proname = ANY (names)
 		LOOP
 			EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM %I', signature, name);
 		END LOOP;
@@ -1150,6 +1134,260 @@ END
 $do$;
 
 -- ---------------------------------------------------------------------------
+-- Confirmations: answers that are waited for. A row is made in the transaction
+-- that publishes the message, decided once, by an answer or by the deadline,
+-- and then handed to a function of who expected it.
+-- ---------------------------------------------------------------------------
+
+CREATE TYPE outbox.decision AS (
+	correlation_id text,
+	event_id uuid,
+	topic text,
+	decision text,
+	answer text,
+	reason text,
+	detail jsonb,
+	context jsonb,
+	decided_at timestamptz
+);
+COMMENT ON TYPE outbox.decision IS 'what became of an expectation, the argument of on_confirmed, on_rejected, on_expired and on_late';
+COMMENT ON COLUMN outbox.decision.correlation_id IS 'what the answer has to carry';
+COMMENT ON COLUMN outbox.decision.event_id IS 'event id of the message';
+COMMENT ON COLUMN outbox.decision.topic IS 'Kafka topic of the message';
+COMMENT ON COLUMN outbox.decision.decision IS 'confirmed, rejected or expired';
+COMMENT ON COLUMN outbox.decision.answer IS 'confirmed or rejected: the answer that this is about, for on_late not the one that decided; NULL for on_expired';
+COMMENT ON COLUMN outbox.decision.reason IS 'of that answer; discarded: of an expiry, if the message was given up';
+COMMENT ON COLUMN outbox.decision.detail IS 'of that answer';
+COMMENT ON COLUMN outbox.decision.context IS 'what was given to outbox.expect_confirmation()';
+COMMENT ON COLUMN outbox.decision.decided_at IS 'when that answer came, or the deadline passed';
+
+CREATE TABLE outbox.confirmation (
+	id bigint PRIMARY KEY,
+	xid xid8 NOT NULL,
+	event_id uuid NOT NULL,
+	topic text NOT NULL,
+	correlation_id text NOT NULL,
+	expected_by text NOT NULL,
+	answered_by text[],
+	expected_at timestamptz NOT NULL,
+	within interval NOT NULL,
+	counts_from text NOT NULL CHECK (counts_from OPERATOR(pg_catalog.=) ANY (ARRAY['acknowledgement', 'publishing'])),
+	deadline timestamptz,
+	restored boolean NOT NULL DEFAULT false,
+	on_confirmed text,
+	on_rejected text,
+	on_expired text,
+	on_late text,
+	context jsonb,
+	max_attempts integer NOT NULL CHECK (max_attempts OPERATOR(pg_catalog.>) 0),
+	retry_backoff interval NOT NULL,
+	decision text CHECK (decision OPERATOR(pg_catalog.=) ANY (ARRAY['confirmed', 'rejected', 'expired'])),
+	decided_at timestamptz,
+	decided_by text,
+	reason text,
+	detail jsonb,
+	handler_state text CHECK (handler_state OPERATOR(pg_catalog.=) ANY (ARRAY['pending', 'done', 'failed'])),
+	repeated bigint NOT NULL DEFAULT 0,
+	late bigint NOT NULL DEFAULT 0,
+	late_answer text,
+	late_at timestamptz,
+	late_by text,
+	late_reason text,
+	late_detail jsonb,
+	late_state text CHECK (late_state OPERATOR(pg_catalog.=) ANY (ARRAY['pending', 'done', 'failed'])),
+	attempts integer NOT NULL DEFAULT 0,
+	next_try_at timestamptz,
+	error text,
+	completed_at timestamptz
+) USING heap WITH (fillfactor = 70);
+CREATE UNIQUE INDEX confirmation_awaiting ON outbox.confirmation (correlation_id) WHERE decision IS NULL;
+CREATE INDEX confirmation_correlation_id ON outbox.confirmation (correlation_id, id);
+CREATE INDEX confirmation_deadline ON outbox.confirmation (deadline) WHERE decision IS NULL AND deadline IS NOT NULL AND NOT restored;
+CREATE INDEX confirmation_unacknowledged ON outbox.confirmation (id) WHERE decision IS NULL AND deadline IS NULL AND NOT restored;
+CREATE INDEX confirmation_next_try_at ON outbox.confirmation (next_try_at) WHERE next_try_at IS NOT NULL AND NOT restored;
+CREATE INDEX confirmation_completed_at ON outbox.confirmation (completed_at) WHERE completed_at IS NOT NULL;
+COMMENT ON TABLE outbox.confirmation IS 'answers that are, or were, waited for; see the view outbox.confirmations';
+COMMENT ON COLUMN outbox.confirmation.id IS 'id of the message in outbox.message';
+COMMENT ON COLUMN outbox.confirmation.xid IS 'transaction that made it: another one is a dump being restored';
+COMMENT ON COLUMN outbox.confirmation.event_id IS 'event id of the message';
+COMMENT ON COLUMN outbox.confirmation.topic IS 'Kafka topic of the message';
+COMMENT ON COLUMN outbox.confirmation.correlation_id IS 'what the answer has to carry: that of the message, or else its event id';
+COMMENT ON COLUMN outbox.confirmation.expected_by IS 'role that called outbox.expect_confirmation(): its functions are called as this role, and it or a member of it has to be who answers';
+COMMENT ON COLUMN outbox.confirmation.answered_by IS 'subscriptions that may answer; NULL: any of expected_by';
+COMMENT ON COLUMN outbox.confirmation.expected_at IS 'when that was called';
+COMMENT ON COLUMN outbox.confirmation.within IS 'how long an answer is waited for';
+COMMENT ON COLUMN outbox.confirmation.counts_from IS 'that time counts from the acknowledgement of the message or from its publishing';
+COMMENT ON COLUMN outbox.confirmation.deadline IS 'when it ends; NULL: the message is not acknowledged yet';
+COMMENT ON COLUMN outbox.confirmation.restored IS 'it came with a dump or a copy: nothing expires, no function is called before outbox.adopt()';
+COMMENT ON COLUMN outbox.confirmation.on_confirmed IS 'qualified name of the function for that';
+COMMENT ON COLUMN outbox.confirmation.on_rejected IS 'the same';
+COMMENT ON COLUMN outbox.confirmation.on_expired IS 'the same';
+COMMENT ON COLUMN outbox.confirmation.on_late IS 'the same, for the first answer that comes after another decision';
+COMMENT ON COLUMN outbox.confirmation.context IS 'handed to the functions';
+COMMENT ON COLUMN outbox.confirmation.max_attempts IS 'how often a function is called that fails';
+COMMENT ON COLUMN outbox.confirmation.retry_backoff IS 'pause after the first failure, doubled after each further one, up to an hour';
+COMMENT ON COLUMN outbox.confirmation.decision IS 'NULL: awaiting';
+COMMENT ON COLUMN outbox.confirmation.decided_at IS 'when';
+COMMENT ON COLUMN outbox.confirmation.decided_by IS 'subscription or role that answered; NULL: the deadline';
+COMMENT ON COLUMN outbox.confirmation.reason IS 'of the answer';
+COMMENT ON COLUMN outbox.confirmation.detail IS 'of the answer';
+COMMENT ON COLUMN outbox.confirmation.handler_state IS 'of the function for the decision; NULL: there is none to call';
+COMMENT ON COLUMN outbox.confirmation.repeated IS 'further answers like the decision';
+COMMENT ON COLUMN outbox.confirmation.late IS 'further answers unlike the decision; the first one is kept';
+COMMENT ON COLUMN outbox.confirmation.late_answer IS 'confirmed or rejected';
+COMMENT ON COLUMN outbox.confirmation.late_at IS 'when it came';
+COMMENT ON COLUMN outbox.confirmation.late_by IS 'who answered';
+COMMENT ON COLUMN outbox.confirmation.late_reason IS 'its reason';
+COMMENT ON COLUMN outbox.confirmation.late_detail IS 'its detail';
+COMMENT ON COLUMN outbox.confirmation.late_state IS 'of on_late';
+COMMENT ON COLUMN outbox.confirmation.attempts IS 'how often the function that is due has failed';
+COMMENT ON COLUMN outbox.confirmation.next_try_at IS 'when a function is to be called; NULL: none is due';
+COMMENT ON COLUMN outbox.confirmation.error IS 'of the last call that failed';
+COMMENT ON COLUMN outbox.confirmation.completed_at IS 'when nothing was left to be done; retention counts from here';
+
+CREATE FUNCTION outbox.confirmation_before_insert() RETURNS trigger
+	LANGUAGE c VOLATILE
+	AS 'MODULE_PATHNAME', 'outbox_kafka_confirmation_before_insert';
+COMMENT ON FUNCTION outbox.confirmation_before_insert() IS 'marks what a dump brings as restored';
+CREATE TRIGGER confirmation_before_insert
+	BEFORE INSERT ON outbox.confirmation
+	FOR EACH ROW EXECUTE FUNCTION outbox.confirmation_before_insert();
+ALTER TABLE outbox.confirmation ENABLE ALWAYS TRIGGER confirmation_before_insert;
+CREATE TRIGGER ignore_replicated
+	BEFORE UPDATE OR DELETE ON outbox.confirmation
+	FOR EACH ROW EXECUTE FUNCTION outbox.ignore_replicated();
+ALTER TABLE outbox.confirmation ENABLE REPLICA TRIGGER ignore_replicated;
+
+CREATE FUNCTION outbox.expect_confirmation(event_id uuid, within interval,
+		on_confirmed regproc DEFAULT NULL, on_rejected regproc DEFAULT NULL,
+		on_expired regproc DEFAULT NULL, on_late regproc DEFAULT NULL,
+		answered_by text[] DEFAULT NULL, context jsonb DEFAULT NULL,
+		counts_from text DEFAULT 'acknowledgement',
+		max_attempts integer DEFAULT 10, retry_backoff interval DEFAULT '1 s') RETURNS text
+	LANGUAGE c VOLATILE PARALLEL UNSAFE
+	AS 'MODULE_PATHNAME', 'outbox_kafka_expect_confirmation';
+COMMENT ON FUNCTION outbox.expect_confirmation(uuid, interval, regproc, regproc, regproc, regproc, text[], jsonb, text, integer, interval) IS 'wait for an answer to a message that this transaction has published; returns the correlation id that the answer has to carry';
+
+CREATE FUNCTION outbox.confirm(correlation_id text, detail jsonb DEFAULT NULL) RETURNS text
+	LANGUAGE c VOLATILE PARALLEL UNSAFE
+	AS 'MODULE_PATHNAME', 'outbox_kafka_confirm';
+COMMENT ON FUNCTION outbox.confirm(text, jsonb) IS 'answer: decided, repeated or late; NULL: no such expectation is known';
+
+CREATE FUNCTION outbox.reject(correlation_id text, reason text, detail jsonb DEFAULT NULL) RETURNS text
+	LANGUAGE c VOLATILE PARALLEL UNSAFE
+	AS 'MODULE_PATHNAME', 'outbox_kafka_reject';
+COMMENT ON FUNCTION outbox.reject(text, text, jsonb) IS 'answer: decided, repeated or late; NULL: no such expectation is known';
+
+CREATE FUNCTION outbox.confirm_by_message(message inbox.message) RETURNS void
+	LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
+	AS 'MODULE_PATHNAME', 'outbox_kafka_confirm_by_message';
+COMMENT ON FUNCTION outbox.confirm_by_message(inbox.message) IS 'handler for inbox.subscribe(): the message confirms what its correlation id names';
+
+CREATE FUNCTION outbox.reject_by_message(message inbox.message) RETURNS void
+	LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
+	AS 'MODULE_PATHNAME', 'outbox_kafka_reject_by_message';
+COMMENT ON FUNCTION outbox.reject_by_message(inbox.message) IS 'handler for inbox.subscribe(): the message rejects what its correlation id names';
+
+CREATE FUNCTION outbox.wait_decided(correlation_id text, timeout interval) RETURNS text
+	LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE
+	AS 'MODULE_PATHNAME', 'outbox_kafka_wait_decided';
+COMMENT ON FUNCTION outbox.wait_decided(text, interval) IS 'wait until it is decided: confirmed, rejected or expired; awaiting at the timeout, NULL when no such expectation is known';
+
+CREATE FUNCTION outbox.wake_decider() RETURNS void
+	LANGUAGE c VOLATILE
+	AS 'MODULE_PATHNAME', 'outbox_kafka_wake_decider';
+COMMENT ON FUNCTION outbox.wake_decider() IS 'makes the decider look at outbox.confirmation, at commit';
+
+CREATE FUNCTION outbox.retry_confirmation(correlation_id text) RETURNS bigint
+	LANGUAGE sql VOLATILE STRICT SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+		WITH due AS (
+			UPDATE outbox.confirmation AS c
+				SET handler_state = CASE c.handler_state WHEN 'failed' THEN 'pending' ELSE c.handler_state END,
+					late_state = CASE c.late_state WHEN 'failed' THEN 'pending' ELSE c.late_state END,
+					attempts = 0, next_try_at = clock_timestamp(), completed_at = NULL
+			WHERE c.correlation_id = retry_confirmation.correlation_id
+			  AND (c.handler_state IN ('pending', 'failed') OR c.late_state IN ('pending', 'failed'))
+			RETURNING 1)
+		SELECT count(*) FROM due, (SELECT outbox.wake_decider() OFFSET 0) AS w
+	$$;
+COMMENT ON FUNCTION outbox.retry_confirmation(text) IS 'call functions that have failed, or are to be tried later, again now; returns for how many expectations';
+
+-- JSON that comes from others may be anything.
+CREATE FUNCTION outbox.json_or_null(payload bytea) RETURNS jsonb
+	LANGUAGE plpgsql IMMUTABLE STRICT
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+	BEGIN
+		RETURN convert_from(payload, 'UTF8')::jsonb;
+	EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
+		RETURN NULL;
+	END
+	$$;
+COMMENT ON FUNCTION outbox.json_or_null(bytea) IS 'the JSON that a payload is, if it is';
+
+-- Of a message that was not sent in time. What is not parked is the relay's
+-- to give up, if it has not sent it by then.
+CREATE FUNCTION outbox.withdraw(message_id bigint, asked_by text) RETURNS void
+	LANGUAGE sql VOLATILE
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+		WITH gone AS (
+			DELETE FROM outbox.parked_message AS p WHERE p.id = withdraw.message_id
+			RETURNING p.id, p.event_id, p.topic, p.created_at),
+		noted AS (
+			INSERT INTO outbox.discarded_message (id, event_id, topic, created_at, discarded_at, discarded_by)
+			SELECT g.id, g.event_id, g.topic, g.created_at, clock_timestamp(), withdraw.asked_by FROM gone AS g
+			ON CONFLICT (id) DO NOTHING),
+		asked AS (
+			INSERT INTO outbox.discard_request (request_id, topic, message_id, requested_at, requested_by)
+			SELECT gen_random_uuid(), m.topic, m.id, clock_timestamp(), withdraw.asked_by
+			FROM outbox.message AS m
+			WHERE m.id = withdraw.message_id
+			  AND NOT outbox.is_delivered(m.xid, m.id, m.topic, m.key, m.partition)
+			  AND NOT EXISTS (SELECT FROM outbox.parked_message AS p WHERE p.id = m.id))
+		SELECT outbox.wake_relay()
+	$$;
+COMMENT ON FUNCTION outbox.withdraw(bigint, text) IS 'give up a message, if it has not been sent';
+
+CREATE VIEW outbox.confirmations AS
+	SELECT c.correlation_id, c.event_id, c.topic,
+		   CASE WHEN c.decision IS NULL THEN 'awaiting'
+				WHEN c.decision OPERATOR(pg_catalog.=) 'confirmed' OR c.handler_state IS NULL THEN c.decision
+				WHEN c.handler_state OPERATOR(pg_catalog.=) 'pending' THEN 'compensating'
+				WHEN c.handler_state OPERATOR(pg_catalog.=) 'done' THEN 'compensated'
+				ELSE 'compensation_failed' END AS status,
+		   c.decision, c.reason, c.expected_by, c.answered_by, c.expected_at, c.within, c.counts_from,
+		   c.deadline, c.decided_at, c.decided_by, c.handler_state, c.attempts, c.next_try_at, c.error,
+		   c.repeated, c.late, c.late_answer, c.late_at, c.late_state,
+		   d.id IS NOT NULL AS withdrawn, c.restored, c.completed_at
+	FROM outbox.confirmation AS c
+		 LEFT JOIN outbox.discarded_message AS d ON d.id OPERATOR(pg_catalog.=) c.id
+			   AND d.event_id OPERATOR(pg_catalog.=) c.event_id;
+COMMENT ON VIEW outbox.confirmations IS 'answers that are, or were, waited for, without their details';
+
+CREATE FUNCTION outbox.adopt() RETURNS bigint
+	LANGUAGE sql VOLATILE SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+	AS $$
+		-- the time that an answer has begins anew
+		UPDATE outbox.confirmation AS c
+			SET restored = false,
+				deadline = CASE WHEN c.deadline IS NOT NULL THEN clock_timestamp() + c.within END
+			WHERE c.restored;
+		SELECT outbox.wake_decider();
+		UPDATE outbox.parked_message AS b SET next_try_at = pg_catalog.clock_timestamp()
+			WHERE b.reason = 'behind';
+		WITH due AS (
+			UPDATE outbox.parked_message AS p SET next_try_at = pg_catalog.clock_timestamp()
+			WHERE p.reason = 'restored'
+			RETURNING 1)
+		SELECT count(*) FROM due, (SELECT outbox.wake_relay() OFFSET 0) AS w
+	$$;
+COMMENT ON FUNCTION outbox.adopt() IS 'release the messages that a dump or a copy brought, in the order of their ids, and what was expected of them; returns how many messages there are';
+
+-- ---------------------------------------------------------------------------
 -- Privileges: nothing for PUBLIC but the default of a column.
 -- ---------------------------------------------------------------------------
 
@@ -1159,7 +1397,7 @@ REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION outbox.current_segment() TO PUBLIC;
 
 GRANT USAGE ON SCHEMA outbox TO pg_monitor;
-GRANT SELECT ON outbox.relay_status, outbox.topic_status, outbox.backlog, outbox.pending, outbox.parked, outbox.held_lanes, outbox.message_status TO pg_monitor;
+GRANT SELECT ON outbox.relay_status, outbox.topic_status, outbox.backlog, outbox.pending, outbox.parked, outbox.held_lanes, outbox.message_status, outbox.confirmations TO pg_monitor;
 GRANT EXECUTE ON FUNCTION outbox.relay_status_row(), outbox.topic_status_rows(), outbox.backlog_row(), outbox.pending_rows(), outbox.status(uuid), outbox.identity() TO pg_monitor;
 
 REVOKE ALL ON ALL TABLES IN SCHEMA inbox FROM PUBLIC;
@@ -1190,6 +1428,7 @@ SELECT pg_catalog.pg_extension_config_dump('outbox.message_id', '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.parked_message', '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.publish_grant', '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.relay_control', '');
+SELECT pg_catalog.pg_extension_config_dump('outbox.confirmation', '');
 -- A restored database reads on from its own positions.
 SELECT pg_catalog.pg_extension_config_dump('inbox.subscription', '');
 SELECT pg_catalog.pg_extension_config_dump('inbox.subscription_id', '');

@@ -33,6 +33,7 @@ int			guc_backlog_policy = BACKLOG_REFUSE;
 bool		guc_wait_for_standby = false;
 char	   *guc_identity_file = NULL;
 int			guc_max_databases = 64;
+int			guc_max_inbox_workers = 16;
 int			guc_delivery = DELIVERY_AT_LEAST_ONCE;
 int			guc_max_transaction_messages = 20000;
 int			guc_handler_timeout = 60 * 1000;
@@ -360,10 +361,12 @@ guc_define(void)
 
 	/*
 	 * How much shared memory and how many of max_worker_processes the
-	 * extension may take: one worker for each database that has it. Only a
-	 * preloaded library can have such a setting.
+	 * extension may take: one relay for each database that has it, one decider
+	 * where confirmations are awaited, and the inbox workers of all databases
+	 * together. Only a preloaded library can have such settings.
 	 */
 	if (process_shared_preload_libraries_in_progress)
+	{
 		DefineCustomIntVariable("outbox_kafka.max_databases",
 								"Databases of this server that can have a relay at a time.",
 								NULL,
@@ -371,6 +374,14 @@ guc_define(void)
 								64, 1, 10000,
 								PGC_POSTMASTER, 0,
 								NULL, NULL, NULL);
+		DefineCustomIntVariable("outbox_kafka.max_inbox_workers",
+								"Inbox workers of this server that can run at a time.",
+								"A subscription takes as many as it was given workers.",
+								&guc_max_inbox_workers,
+								16, 0, 1000,
+								PGC_POSTMASTER, 0,
+								NULL, NULL, NULL);
+	}
 
 	MarkGUCPrefixReserved("outbox_kafka");
 }

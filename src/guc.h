@@ -75,6 +75,9 @@ extern char *guc_identity_file;
 /* How many databases of this server can have a relay at a time. */
 extern int	guc_max_databases;
 
+/* How many inbox workers this server can have at a time. */
+extern int	guc_max_inbox_workers;
+
 enum Delivery
 {
 	DELIVERY_AT_LEAST_ONCE,

@@ -355,7 +355,7 @@ relay_hold(Relay *relay, RelayTopic *topic, int partition, HeldReason reason,
 	if (reason != HELD_PAUSED)
 	{
 		relay_topic_failed(topic, error);
-		shmem_set_error(relay->slot, psprintf("%s: %s", relay_held_name(held), error));
+		shmem_set_error(&relay->slot->worker, psprintf("%s: %s", relay_held_name(held), error));
 	}
 	return true;
 }

@@ -333,6 +333,17 @@ send_row_in_context(Relay *relay, RelayHeld *held, const CursorRow *row, Timesta
 		if (held->isolated)
 			producer = isolation_producer(relay, now);
 	}
+	else
+	{
+		DiscardRequest *request = discard_request_for_main(relay, topic, row);
+
+		if (request)
+		{
+			discard_add(relay, request, row);
+			pass(relay, NULL, row, topic);
+			return true;
+		}
+	}
 	if (producer == NULL || relay_topic_is_stale(topic, now))
 		return must_resolve(relay, held, topic);
 	if (held && row->id == held->park_id)
@@ -464,6 +475,10 @@ open_batch(Relay *relay, const OutboxCatalog *catalog)
 	if (bound->snapshot->nxip == 0 && bound->snapshot->xmax == bound->next_xid)
 		relay->quiet_next_xid = bound->next_xid;
 	window_begin_batch(relay->window, bound);
+
+	/* what committed before may be what the last relay had in flight */
+	if (discard_doubts_all(relay))
+		discard_doubt(relay, bound);
 	return bound;
 }
 
@@ -574,7 +589,7 @@ read_chunk(Relay *relay, RelayHeld *held, int *rows, bool *newest)
 
 	relay_begin(relay);
 	catalog = relay_catalog(relay);
-	if (held && held->discards && catalog != NULL)
+	if (catalog != NULL && (held ? held->discards : discard_is_asked(relay)))
 		catalog = discard_lock(catalog) ? relay_catalog(relay) : NULL;
 
 	batch = window_open_batch(window, &position);

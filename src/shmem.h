@@ -240,16 +240,21 @@ extern int	shmem_slots_in_use(void);
 extern int	shmem_worker_count(void);
 extern WorkerSlot *shmem_worker(int number);
 
-/*
- * Have a worker end soon, if one is attached; whether it is started again is
- * the launcher's business. A side worker is interrupted in what it does. The
- * caller does not hold the lock. Cannot raise.
- */
-extern void shmem_request_stop(WorkerSlot *slot);
+/* Under the lock: bring a free slot into the state of one never used. */
+extern void shmem_reset_side(SideSlot *slot);
 
 /*
- * Whether some transaction keeps the workers of a database away. Under the
- * lock.
+ * Have a worker end soon, if one is attached (for that database); whether it
+ * is started again is the launcher's business. A side worker is interrupted in
+ * what it does. Cannot raise. The first takes the lock, the second is called
+ * under it, shared or not.
+ */
+extern void shmem_request_stop(WorkerSlot *slot, Oid dboid);
+extern void shmem_request_stop_locked(WorkerSlot *slot);
+
+/*
+ * Whether some transaction keeps the workers of a database away (also true if
+ * the database has no slot). Under the lock.
  */
 extern bool shmem_is_suspended(Oid dboid);
 

@@ -58,6 +58,9 @@ extern SideSlot *side_slot_find(Oid dboid, WorkerKind kind, int32 subscription,
  */
 extern void side_slots_wake(Oid dboid, WorkerKind kind, int32 subscription);
 
+/* The same for all side workers that a database has. */
+extern void side_slots_wake_database(Oid dboid);
+
 /* The relay has stored progress: tell a decider that waits for it. */
 extern void side_slots_progressed(const RelaySlot *relay);
 

@@ -32,7 +32,7 @@
 #include "worker.h"
 
 /*
- * The prologue, see worker_attach() in worker.h: the same for side workers.
+ * The prologue, see worker_begin() in worker.h.
  * lock_timeout is 0 here. slot->worker tells which subscription and number
  * (from 0) this process is for.
  */
