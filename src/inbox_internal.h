@@ -27,6 +27,7 @@
 #include "utils/uuid.h"
 
 #include "kafka_consumer.h"
+#include "outbox_kafka.h"
 #include "row_place.h"
 #include "side_worker.h"
 
@@ -152,6 +153,7 @@ typedef struct Inbox
 	char	   *cluster;		/* NULL: no broker has answered */
 
 	bool		reload;			/* subscription or requests have changed */
+	bool		requests;		/* there may be some to follow */
 	bool		deciding;		/* somebody keeps us from handling */
 	bool		careful_start;	/* what the last worker was at, it may have died
 								 * of */
@@ -159,10 +161,10 @@ typedef struct Inbox
 	TimestampTz tidy_at;		/* when to store what is dirty; 0: nothing is */
 	TimestampTz mirror_at;		/* when to mirror positions; 0: nothing new */
 	TimestampTz dead_at;		/* when to look for dead letters; 0: never */
+	TimestampTz wait_until;		/* nothing is handled before; 0: it is */
 	TimestampTz retry_at;		/* when to try to connect again; 0: now */
 	int			failures;		/* to connect, in a row */
 	uint32		seen;			/* control_generation */
-	uint32		dead_seen;		/* the same when dead letters were looked at */
 
 	/* problems of the whole, see inbox_store_problem() */
 	StringInfoData problem;		/* as found now */
@@ -179,11 +181,6 @@ typedef struct InboxEntry
 	InboxPartition *partition;
 	KafkaItem  *item;
 } InboxEntry;
-
-/* ---- inbox.c ---- */
-
-/* Sleep no longer than until then. */
-extern TimestampTz inbox_sooner(TimestampTz a, TimestampTz b);
 
 /* ---- inbox_store.c: all inside a transaction of the caller's ---- */
 
@@ -285,7 +282,7 @@ extern void inbox_discover(Inbox *inbox, TimestampTz now);
 extern void inbox_start_reading(Inbox *inbox, TimestampTz now);
 
 /* Apply what was decided. False: Kafka did not answer, later. */
-extern bool inbox_apply_requests(Inbox *inbox, TimestampTz now);
+extern bool inbox_apply_requests(Inbox *inbox);
 
 /* Whether its messages may be handled now. */
 extern bool inbox_partition_is_ready(const InboxPartition *partition, TimestampTz now);

@@ -713,7 +713,7 @@ change_partition(Inbox *inbox, InboxPartition *partition, const InboxRequest *re
 }
 
 bool
-inbox_apply_requests(Inbox *inbox, TimestampTz now)
+inbox_apply_requests(Inbox *inbox)
 {
 	List	   *requests;
 	ListCell   *cell;
