@@ -213,6 +213,8 @@ discard_request_for(const Relay *relay, const RelayHeld *held, const CursorRow *
 	const RelayTopic *topic = held->topic;
 	ListCell   *lc;
 
+	if (!held->discards)
+		return NULL;
 	if (discard->messages)
 	{
 		DiscardMessage *message = hash_search(discard->messages, &row->id, HASH_FIND, NULL);
