@@ -467,10 +467,7 @@ open_batch(Relay *relay, const OutboxCatalog *catalog)
 	if (bound->snapshot->nxip == 0 && bound->snapshot->xmax == bound->next_xid)
 		relay->quiet_next_xid = bound->next_xid;
 	window_begin_batch(relay->window, bound);
-
-	/* what committed before may be what the last relay had in flight */
-	if (discard_doubts_all(relay))
-		discard_doubt(relay, bound);
+	discard_first_bound(relay, bound);
 	return bound;
 }
 

@@ -89,7 +89,7 @@ for my $point ('expiring', 'expired', 'calling', 'called', 'call committed')
 		my $before = deaths($point);
 		insist("ALTER SYSTEM SET outbox_kafka.fault_point = '$point:$round'");
 		insist('SELECT pg_reload_conf()');
-		expect(3, "'0.3 s'");
+		expect(3, "i * interval '0.2 s'");
 		my ($confirmed) = expect(1, "'1 hour'");
 		insist("SELECT outbox.confirm('$confirmed')");
 		wait_until("it has died at $point", sub { deaths($point) > $before }, 60,
