@@ -11,11 +11,15 @@
 #include "storage/ipc.h"
 #include "utils/guc.h"
 
+#include "fmgr.h"
+#include "funcapi.h"
+#include "utils/builtins.h"
+
+#include "wakeup.h"
 #include "side_wanted.h"
 #include "side_worker.h"
 
 PGDLLEXPORT void outbox_kafka_inbox_main(Datum main_arg);
-PGDLLEXPORT void outbox_kafka_decider_main(Datum main_arg);
 
 static Oid
 table(const char *schema, const char *name)
@@ -48,33 +52,6 @@ inbox_wanted(SideWanted **wanted)
 	return n;
 }
 
-int
-decider_wanted(void)
-{
-	int			n;
-
-	if (!OidIsValid(table("outbox", "confirmation")))
-		return 0;
-	SPI_connect();
-	SPI_execute("SELECT 1 FROM outbox.confirmation LIMIT 1", true, 0);
-	n = (int) SPI_processed;
-	SPI_finish();
-	return n;
-}
-
-static bool
-open_confirmations(void)
-{
-	int			n;
-
-	StartTransactionCommand();
-	PushActiveSnapshot(GetTransactionSnapshot());
-	n = decider_wanted();
-	PopActiveSnapshot();
-	CommitTransactionCommand();
-	return n > 0;
-}
-
 static void
 run(SideSlot *slot)
 {
@@ -97,8 +74,6 @@ run(SideSlot *slot)
 		}
 		seen = pg_atomic_read_u32(&slot->worker.control_generation);
 		pg_memory_barrier();
-		if (slot->worker.kind == WORKER_DECIDER && !open_confirmations())
-			side_worker_leave(seen);
 		elog(LOG, "side worker looked, generation %u", seen);
 		side_worker_sleep(slot, seen, set, -1, PG_WAIT_EXTENSION);
 	}
@@ -110,8 +85,74 @@ outbox_kafka_inbox_main(Datum main_arg)
 	run(side_worker_attach(main_arg));
 }
 
-void
-outbox_kafka_decider_main(Datum main_arg)
+#define MISSING(f) PG_FUNCTION_INFO_V1(f); Datum f(PG_FUNCTION_ARGS) { elog(ERROR, "not yet"); }
+MISSING(outbox_kafka_inbox_pause)
+MISSING(outbox_kafka_inbox_resume)
+MISSING(outbox_kafka_inbox_seek_text)
+MISSING(outbox_kafka_inbox_seek_time)
+MISSING(outbox_kafka_inbox_seek_offset)
+MISSING(outbox_kafka_inbox_retry_partition)
+MISSING(outbox_kafka_inbox_retry_all)
+MISSING(outbox_kafka_inbox_retry_one)
+MISSING(outbox_kafka_inbox_skip_partition)
+MISSING(outbox_kafka_inbox_skip_one)
+
+static void
+doit(const char *sql)
 {
-	run(side_worker_attach(main_arg));
+	SPI_connect();
+	SPI_execute(sql, false, 0);
+	SPI_finish();
+	wakeup_mark_control();
+}
+
+PG_FUNCTION_INFO_V1(outbox_kafka_inbox_subscribe);
+Datum
+outbox_kafka_inbox_subscribe(PG_FUNCTION_ARGS)
+{
+	doit(psprintf("INSERT INTO inbox.subscription (name, owner, topics, handler, start_from, max_attempts, retry_backoff, on_failure, workers, batch_size)"
+				  " VALUES ('%s', current_user, '{t}', 'handle', 'earliest', 5, '1s', 'skip', %d, 1000)",
+				  text_to_cstring(PG_GETARG_TEXT_PP(0)), PG_GETARG_INT32(8)));
+	PG_RETURN_VOID();
+}
+
+PG_FUNCTION_INFO_V1(outbox_kafka_inbox_unsubscribe);
+Datum
+outbox_kafka_inbox_unsubscribe(PG_FUNCTION_ARGS)
+{
+	doit(psprintf("DELETE FROM inbox.subscription WHERE name = '%s'", text_to_cstring(PG_GETARG_TEXT_PP(0))));
+	PG_RETURN_VOID();
+}
+
+PG_FUNCTION_INFO_V1(outbox_kafka_inbox_alter);
+Datum
+outbox_kafka_inbox_alter(PG_FUNCTION_ARGS)
+{
+	doit(psprintf("UPDATE inbox.subscription SET workers = %d WHERE name = '%s'", PG_GETARG_INT32(7), text_to_cstring(PG_GETARG_TEXT_PP(0))));
+	PG_RETURN_VOID();
+}
+
+PG_FUNCTION_INFO_V1(outbox_kafka_inbox_workers);
+Datum
+outbox_kafka_inbox_workers(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+
+	InitMaterializedSRF(fcinfo, 0);
+	for (int i = 0; i < shared_state->nsides; i++)
+	{
+		WorkerSlot *slot = &side_slots[i].worker;
+		Datum		values[10] = {0};
+		bool		nulls[10] = {false, false, false, false, true, true, true, true, true, true};
+
+		if (pg_atomic_read_u32(&slot->dboid) != MyDatabaseId || slot->kind != WORKER_INBOX)
+			continue;
+		values[0] = Int32GetDatum(slot->subscription);
+		values[1] = Int32GetDatum(slot->number);
+		values[2] = CStringGetTextDatum(slot->no_worker_slot ? "no worker slot" : "x");
+		values[3] = Int32GetDatum(slot->pid);
+		nulls[3] = slot->pid == 0;
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+	PG_RETURN_VOID();
 }
