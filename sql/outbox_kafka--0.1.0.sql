@@ -965,7 +965,7 @@ CREATE TABLE inbox.dead_letter (
 	retry_at timestamptz
 ) USING heap;
 CREATE INDEX dead_letter_subscription ON inbox.dead_letter (subscription, id);
-CREATE INDEX dead_letter_retry_at ON inbox.dead_letter (subscription, retry_at) WHERE retry_at IS NOT NULL;
+CREATE INDEX dead_letter_retry_at ON inbox.dead_letter (subscription, retry_at);
 COMMENT ON TABLE inbox.dead_letter IS 'messages whose handler failed too often; see the view inbox.dead_letters';
 COMMENT ON COLUMN inbox.dead_letter.id IS 'number of the dead letter';
 COMMENT ON COLUMN inbox.dead_letter.subscription IS 'id in inbox.subscription';

@@ -16,6 +16,7 @@
 
 #include "guc.h"
 #include "kafka.h"
+#include "kafka_consumer.h"
 
 char	   *guc_bootstrap_servers = NULL;
 char	   *guc_producer_config = NULL;
@@ -34,6 +35,8 @@ bool		guc_wait_for_standby = false;
 char	   *guc_identity_file = NULL;
 int			guc_max_databases = 64;
 int			guc_max_inbox_workers = 16;
+char	   *guc_consumer_config = NULL;
+int			guc_metadata_refresh = 60;
 int			guc_delivery = DELIVERY_AT_LEAST_ONCE;
 int			guc_max_transaction_messages = 20000;
 int			guc_handler_timeout = 60 * 1000;
@@ -83,6 +86,24 @@ check_producer_config(char **newval, void **extra, GucSource source)
 		return false;
 	}
 	return true;
+}
+
+static bool
+check_consumer_config(char **newval, void **extra, GucSource source)
+{
+	const char *problem;
+
+	if (*newval == NULL || (*newval)[0] == '\0')
+		return true;
+
+	problem = kafka_consumer_conf_check(*newval);
+	if (problem == NULL)
+		return true;
+	/* the server's own message would show the value, even a password */
+	GUC_check_errmsg("invalid value for parameter \"%s\"",
+					 "outbox_kafka.consumer_config");
+	GUC_check_errdetail("%s", problem);
+	return false;
 }
 
 /* It becomes a header of every record, so what CloudEvents forbids is refused. */
@@ -143,6 +164,31 @@ guc_define(void)
 							   "",
 							   PGC_SUSET, GUC_SUPERUSER_ONLY,
 							   check_producer_config, NULL, NULL);
+
+	/*
+	 * The same for the consumers of subscriptions, which have other
+	 * properties: how much is fetched at a time, what is read ahead. Where
+	 * they read and what they skip is not among them.
+	 */
+	DefineCustomStringVariable("outbox_kafka.consumer_config",
+							   "Properties of librdkafka for consumers.",
+							   "Written as \"name=value; name=value\".",
+							   &guc_consumer_config,
+							   "",
+							   PGC_SUSET, GUC_SUPERUSER_ONLY,
+							   check_consumer_config, NULL, NULL);
+
+	/*
+	 * How soon a new partition, or a new topic that matches a pattern, is
+	 * read.
+	 */
+	DefineCustomIntVariable("outbox_kafka.metadata_refresh",
+							"How often subscriptions look for new topics and partitions.",
+							NULL,
+							&guc_metadata_refresh,
+							60, 1, 3600,
+							PGC_SUSET, GUC_UNIT_S,
+							NULL, NULL, NULL);
 
 	/*
 	 * Where passwords and keys are kept, out of reach of SQL. One file for

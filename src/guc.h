@@ -78,6 +78,12 @@ extern int	guc_max_databases;
 /* How many inbox workers this server can have at a time. */
 extern int	guc_max_inbox_workers;
 
+/* librdkafka consumer properties, "k=v; k=v", from the allow-list only. */
+extern char *guc_consumer_config;
+
+/* Seconds between looks for new topics and partitions. */
+extern int	guc_metadata_refresh;
+
 enum Delivery
 {
 	DELIVERY_AT_LEAST_ONCE,

@@ -125,6 +125,7 @@ shmem_reset_side(SideSlot *slot)
 	pg_atomic_write_u64(&slot->handled, 0);
 	pg_atomic_write_u64(&slot->failed, 0);
 	pg_atomic_write_u64(&slot->last_activity_at, 0);
+	pg_atomic_write_u32(&slot->busy, 0);
 }
 
 static void
@@ -170,6 +171,7 @@ init_side(SideSlot *slot, WorkerKind kind)
 	pg_atomic_init_u64(&slot->handled, 0);
 	pg_atomic_init_u64(&slot->failed, 0);
 	pg_atomic_init_u64(&slot->last_activity_at, 0);
+	pg_atomic_init_u32(&slot->busy, 0);
 	shmem_reset_side(slot);
 }
 

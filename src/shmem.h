@@ -175,6 +175,8 @@ typedef struct SideSlot
 								 * started */
 	pg_atomic_uint64 failed;	/* handler calls that failed */
 	pg_atomic_uint64 last_activity_at;	/* TimestampTz, or 0 */
+	pg_atomic_uint32 busy;		/* inbox: 1 while it handles messages; stays if
+								 * it ends meanwhile */
 } SideSlot;
 
 typedef struct SharedState
