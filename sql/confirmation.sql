@@ -129,6 +129,12 @@ RESET search_path;
 INSERT INTO outbox.confirmation (id, xid, event_id, topic, correlation_id, expected_by, expected_at, within, counts_from, deadline, max_attempts, retry_backoff)
 	VALUES (1000000, '3', '00000000-0000-7000-8000-000000000005', 'orders', 'restored', 'regress_outbox_shop', now(), '1 h', 'acknowledgement', now(), 1, '1 s');
 SELECT restored, deadline <= now() AS due FROM outbox.confirmations WHERE correlation_id = 'restored';
+-- even with the xid of the transaction that restores it
+BEGIN;
+INSERT INTO outbox.confirmation (id, xid, event_id, topic, correlation_id, expected_by, expected_at, within, counts_from, deadline, max_attempts, retry_backoff)
+	VALUES (1000001, pg_current_xact_id(), '00000000-0000-7000-8000-000000000006', 'orders', 'restored too', 'regress_outbox_shop', now(), '1 h', 'acknowledgement', now(), 1, '1 s');
+SELECT restored FROM outbox.confirmations WHERE correlation_id = 'restored too';
+ROLLBACK;
 SELECT outbox.adopt();
 SELECT restored, deadline > now() + interval '50 min' AS due_later FROM outbox.confirmations WHERE correlation_id = 'restored';
 SELECT outbox.retry_confirmation('restored');
