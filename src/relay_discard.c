@@ -445,7 +445,8 @@ finish(Relay *relay, TimestampTz now)
 		accumulate(&ids, UUIDPGetDatum(&((DiscardRequest *) lfirst(lc))->id), UUIDOID);
 	values[0] = makeArrayResult(ids, CurrentMemoryContext);
 	SPI_connect();
-	/* the request for a message is what keeps it from being sent after a crash */
+
+	/* that for a message is what keeps it from being sent after a crash */
 	if (SPI_execute_with_args("DELETE FROM outbox.discard_request AS r"
 							  " WHERE r.request_id = ANY ($1) AND (r.message_id IS NULL OR NOT EXISTS ("
 							  "  SELECT FROM outbox.message AS m WHERE m.id = r.message_id"
