@@ -113,7 +113,7 @@ known_size(void)
 	static TimestampTz measured_at = 0;
 	static uint64 measured = 0;
 	RelaySlot  *slot = shared_state ? shmem_find_slot(MyDatabaseId) : NULL;
-	uint32		procno = slot ? pg_atomic_read_u32(&slot->procno) : SLOT_NO_PROC;
+	uint32		procno = slot ? pg_atomic_read_u32(&slot->worker.procno) : SLOT_NO_PROC;
 	TimestampTz now;
 
 	if (procno != SLOT_NO_PROC)

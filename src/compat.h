@@ -12,12 +12,14 @@
 #include "access/transam.h"
 #include "catalog/index.h"
 #include "catalog/pg_database.h"
+#include "catalog/pg_proc.h"
 #include "lib/dshash.h"
 #include "storage/latch.h"
 #include "storage/proc.h"
 #include "utils/acl.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/regproc.h"
 #include "utils/relcache.h"
 #include "utils/resowner.h"
 #include "utils/wait_event.h"
@@ -120,6 +122,28 @@ compat_database_ownercheck(Oid dboid, Oid roleid)
 	return object_ownercheck(DatabaseRelationId, dboid, roleid);
 #else
 	return pg_database_ownercheck(dboid, roleid);
+#endif
+}
+
+/* 16: and one check of privileges */
+static inline AclResult
+compat_proc_aclcheck(Oid function, Oid roleid, AclMode mode)
+{
+#if PG_VERSION_NUM >= 160000
+	return object_aclcheck(ProcedureRelationId, function, roleid, mode);
+#else
+	return pg_proc_aclcheck(function, roleid, mode);
+#endif
+}
+
+/* 16: errors may be returned instead */
+static inline List *
+compat_string_to_qualified_name_list(const char *string)
+{
+#if PG_VERSION_NUM >= 160000
+	return stringToQualifiedNameList(string, NULL);
+#else
+	return stringToQualifiedNameList(string);
 #endif
 }
 

@@ -8,7 +8,7 @@
  *
  * DROP DATABASE, ALTER DATABASE RENAME and SET TABLESPACE, and CREATE DATABASE
  * with this database as template need the database to be without connections.
- * For those the relay is kept away from the moment the command may go on until
+ * For those its workers are kept away from the moment the command may go on until
  * the transaction ends:
  *
  *	- DROP DATABASE calls object_access_hook at the right moment: after the
@@ -16,7 +16,7 @@
  *	  it counts connections.
  *	- The others have no such place. The utility hook looks the database up,
  *	  makes the ownership check itself (nobody who would be refused may stop a
- *	  relay), takes the lock that the command is about to take, and looks
+ *	  worker), takes the lock that the command is about to take, and looks
  *	  again whether the name still means the same database.
  *
  * COMMIT PREPARED makes visible what another session marked, so everything the
@@ -262,6 +262,7 @@ after_commit_prepared(void)
 	{
 		wakeup_mark_published();
 		wakeup_mark_control();
+		wakeup_mark_side_workers();
 	}
 	else if (has_relay)
 		wakeup_mark_stop(MyDatabaseId);

@@ -16,6 +16,7 @@
 
 #include "guc.h"
 #include "kafka.h"
+#include "kafka_consumer.h"
 
 char	   *guc_bootstrap_servers = NULL;
 char	   *guc_producer_config = NULL;
@@ -33,8 +34,13 @@ int			guc_backlog_policy = BACKLOG_REFUSE;
 bool		guc_wait_for_standby = false;
 char	   *guc_identity_file = NULL;
 int			guc_max_databases = 64;
+int			guc_max_inbox_workers = 16;
+char	   *guc_consumer_config = NULL;
+int			guc_metadata_refresh = 60;
 int			guc_delivery = DELIVERY_AT_LEAST_ONCE;
 int			guc_max_transaction_messages = 20000;
+int			guc_handler_timeout = 60 * 1000;
+int			guc_confirmation_retention = 7 * 24 * 3600;
 char	   *guc_fault_point = NULL;
 
 static const struct config_enum_entry delivery_options[] = {
@@ -80,6 +86,24 @@ check_producer_config(char **newval, void **extra, GucSource source)
 		return false;
 	}
 	return true;
+}
+
+static bool
+check_consumer_config(char **newval, void **extra, GucSource source)
+{
+	const char *problem;
+
+	if (*newval == NULL || (*newval)[0] == '\0')
+		return true;
+
+	problem = kafka_consumer_conf_check(*newval);
+	if (problem == NULL)
+		return true;
+	/* the server's own message would show the value, even a password */
+	GUC_check_errmsg("invalid value for parameter \"%s\"",
+					 "outbox_kafka.consumer_config");
+	GUC_check_errdetail("%s", problem);
+	return false;
 }
 
 /* It becomes a header of every record, so what CloudEvents forbids is refused. */
@@ -140,6 +164,31 @@ guc_define(void)
 							   "",
 							   PGC_SUSET, GUC_SUPERUSER_ONLY,
 							   check_producer_config, NULL, NULL);
+
+	/*
+	 * The same for the consumers of subscriptions, which have other
+	 * properties: how much is fetched at a time, what is read ahead. Where
+	 * they read and what they skip is not among them.
+	 */
+	DefineCustomStringVariable("outbox_kafka.consumer_config",
+							   "Properties of librdkafka for consumers.",
+							   "Written as \"name=value; name=value\".",
+							   &guc_consumer_config,
+							   "",
+							   PGC_SUSET, GUC_SUPERUSER_ONLY,
+							   check_consumer_config, NULL, NULL);
+
+	/*
+	 * How soon a new partition, or a new topic that matches a pattern, is
+	 * read.
+	 */
+	DefineCustomIntVariable("outbox_kafka.metadata_refresh",
+							"How often subscriptions look for new topics and partitions.",
+							NULL,
+							&guc_metadata_refresh,
+							60, 1, 3600,
+							PGC_SUSET, GUC_UNIT_S,
+							NULL, NULL, NULL);
 
 	/*
 	 * Where passwords and keys are kept, out of reach of SQL. One file for
@@ -212,6 +261,27 @@ guc_define(void)
 							&guc_max_transaction_messages,
 							20000, 1, 1000000,
 							PGC_SUSET, 0,
+							NULL, NULL, NULL);
+
+	/*
+	 * How long one bad handler may keep its partition, or the compensations
+	 * of other messages, waiting.
+	 */
+	DefineCustomIntVariable("outbox_kafka.handler_timeout",
+							"Time that one call of a handler may take.",
+							"Of subscriptions and of confirmations. 0: no limit.",
+							&guc_handler_timeout,
+							60 * 1000, 0, INT_MAX,
+							PGC_SUSET, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+
+	/* How long what was decided can be looked at, and late answers are known. */
+	DefineCustomIntVariable("outbox_kafka.confirmation_retention",
+							"Time that decided confirmations are kept.",
+							"Failed compensations are kept until they are retried.",
+							&guc_confirmation_retention,
+							7 * 24 * 3600, 0, INT_MAX,
+							PGC_SUSET, GUC_UNIT_S,
 							NULL, NULL, NULL);
 
 	/* For tests alone: where the relay is to die, see fault.h. */
@@ -337,10 +407,12 @@ guc_define(void)
 
 	/*
 	 * How much shared memory and how many of max_worker_processes the
-	 * extension may take: one worker for each database that has it. Only a
-	 * preloaded library can have such a setting.
+	 * extension may take: one relay for each database that has it, one decider
+	 * where confirmations are awaited, and the inbox workers of all databases
+	 * together. Only a preloaded library can have such settings.
 	 */
 	if (process_shared_preload_libraries_in_progress)
+	{
 		DefineCustomIntVariable("outbox_kafka.max_databases",
 								"Databases of this server that can have a relay at a time.",
 								NULL,
@@ -348,6 +420,14 @@ guc_define(void)
 								64, 1, 10000,
 								PGC_POSTMASTER, 0,
 								NULL, NULL, NULL);
+		DefineCustomIntVariable("outbox_kafka.max_inbox_workers",
+								"Inbox workers of this server that can run at a time.",
+								"A subscription takes as many as it was given workers.",
+								&guc_max_inbox_workers,
+								16, 0, 1000,
+								PGC_POSTMASTER, 0,
+								NULL, NULL, NULL);
+	}
 
 	MarkGUCPrefixReserved("outbox_kafka");
 }

@@ -75,6 +75,15 @@ extern char *guc_identity_file;
 /* How many databases of this server can have a relay at a time. */
 extern int	guc_max_databases;
 
+/* How many inbox workers this server can have at a time. */
+extern int	guc_max_inbox_workers;
+
+/* librdkafka consumer properties, "k=v; k=v", from the allow-list only. */
+extern char *guc_consumer_config;
+
+/* Seconds between looks for new topics and partitions. */
+extern int	guc_metadata_refresh;
+
 enum Delivery
 {
 	DELIVERY_AT_LEAST_ONCE,
@@ -86,6 +95,12 @@ extern int	guc_delivery;
 
 /* A larger batch of messages is split into several of them. */
 extern int	guc_max_transaction_messages;
+
+/* Milliseconds that one call of a handler may take; 0: no limit. */
+extern int	guc_handler_timeout;
+
+/* Seconds that a decided confirmation is kept. */
+extern int	guc_confirmation_retention;
 
 /* Where a test lets the relay die, see fault.h. */
 extern char *guc_fault_point;

@@ -296,7 +296,8 @@ kafka_producer_create(const KafkaProducerConfig *config, KafkaError *error)
 	rd_kafka_conf_set_events(conf, RD_KAFKA_EVENT_DR | RD_KAFKA_EVENT_ERROR |
 							 RD_KAFKA_EVENT_LOG);
 
-	producer->rk = kafka_client_start(conf, register_watch, producer, reason, sizeof(reason));
+	producer->rk = kafka_client_start(RD_KAFKA_PRODUCER, conf, register_watch, producer,
+									  reason, sizeof(reason));
 	if (producer->rk == NULL)
 	{
 		kafka_fill_error(error, KAFKA_ERROR_CLIENT, rd_kafka_last_error(), reason);

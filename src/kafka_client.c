@@ -21,7 +21,7 @@
 #include "kafka_client.h"
 
 static rd_kafka_t *
-start(rd_kafka_conf_t *conf, char *reason, size_t reason_size)
+start(rd_kafka_type_t type, rd_kafka_conf_t *conf, char *reason, size_t reason_size)
 {
 	sigset_t	all_signals;
 	sigset_t	old_signals;
@@ -29,7 +29,7 @@ start(rd_kafka_conf_t *conf, char *reason, size_t reason_size)
 
 	sigfillset(&all_signals);
 	pthread_sigmask(SIG_SETMASK, &all_signals, &old_signals);
-	rk = rd_kafka_new(RD_KAFKA_PRODUCER, conf, reason, reason_size);
+	rk = rd_kafka_new(type, conf, reason, reason_size);
 	pthread_sigmask(SIG_SETMASK, &old_signals, NULL);
 	return rk;
 }
@@ -41,7 +41,7 @@ can_start(const rd_kafka_conf_t *conf, char *reason, size_t reason_size)
 	rd_kafka_t *rk = NULL;
 
 	if (rd_kafka_conf_set(copy, "bootstrap.servers", NULL, reason, reason_size) == RD_KAFKA_CONF_OK)
-		rk = start(copy, reason, reason_size);
+		rk = start(RD_KAFKA_PRODUCER, copy, reason, reason_size);
 	if (rk == NULL)
 	{
 		rd_kafka_conf_destroy(copy);
@@ -52,20 +52,27 @@ can_start(const rd_kafka_conf_t *conf, char *reason, size_t reason_size)
 }
 
 rd_kafka_t *
-kafka_client_start(rd_kafka_conf_t *conf,
+kafka_client_start(rd_kafka_type_t type, rd_kafka_conf_t *conf,
 				   void (*register_interceptors) (rd_kafka_conf_t *conf, void *arg),
 				   void *arg, char *reason, size_t reason_size)
 {
 	static bool started_last = false;
 	rd_kafka_t *rk;
 
+	if (register_interceptors == NULL)
+	{
+		rk = start(type, conf, reason, reason_size);
+		if (rk == NULL)
+			rd_kafka_conf_destroy(conf);
+		return rk;
+	}
 	if (!started_last && !can_start(conf, reason, reason_size))
 	{
 		rd_kafka_conf_destroy(conf);
 		return NULL;
 	}
 	register_interceptors(conf, arg);
-	rk = start(conf, reason, reason_size);
+	rk = start(type, conf, reason, reason_size);
 	started_last = (rk != NULL);
 	return rk;
 }

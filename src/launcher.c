@@ -1,7 +1,7 @@
 /*
  * launcher.c
  *	  The worker that starts the relays, one for each database that has the
- *	  extension.
+ *	  extension, and the side workers that those declare to be needed.
  *
  * The launcher is connected to no database, so it cannot see which ones have
  * the extension. It starts a relay in every database where it does not know;
@@ -27,8 +27,12 @@
  *	RUNNING -> REFUSED	it found it, but max_databases are taken (worker.c)
  *	WANTED, IDLE, REFUSED -> FREE
  *
+ * With side workers it is the same, except that nobody has to look for them
+ * and that they come last: see side_slot.h. A relay's slot is freed only after
+ * those of its side workers.
+ *
  * A restarted launcher finds all this in shared memory and goes on: running
- * relays stay. What it does not know any more is which databases had no
+ * workers stay. What it does not know any more is which databases had no
  * extension, so it looks at them again, and the handles of workers that were
  * being started, which get a deadline instead.
  */
@@ -52,8 +56,10 @@
 #include "guc.h"
 #include "launcher.h"
 #include "launcher_databases.h"
+#include "launcher_start.h"
 #include "outbox_kafka.h"
 #include "shmem.h"
+#include "side_slot.h"
 #include "topic_stats.h"
 
 PGDLLEXPORT void outbox_kafka_launcher_main(Datum main_arg);
@@ -66,34 +72,9 @@ PGDLLEXPORT void outbox_kafka_launcher_main(Datum main_arg);
 /* After pg_database was locked by somebody else. */
 #define RESCAN_BLOCKED_MS 1000
 
-/* A start that takes longer than this does not hold up the next one. */
-#define START_PATIENCE_MS 5000
-
-/* A registered worker without handle that has not attached by then is gone. */
-#define ADOPTED_START_MS 30000
-
-/* Without a free background worker slot: doubled each time between these. */
-#define NO_WORKER_MIN_MS 1000
-#define NO_WORKER_MAX_MS 5000
-
-/* One per slot, same index. */
-typedef struct SlotHandle
-{
-	BackgroundWorkerHandle *handle; /* of the worker, until it is reaped */
-	TimestampTz deadline;		/* without handle: it must have attached */
-	TimestampTz patience_until; /* the next start waits for it until then */
-} SlotHandle;
-
-static SlotHandle *handles = NULL;
-static int	unreaped = 0;		/* workers that have left their slots */
 static bool scanned = false;	/* Database.listed means something */
 static bool scan_wanted = true;
 static TimestampTz next_scan = 0;
-
-/* No background worker slot is free: the message is out, try again later. */
-static bool out_of_workers = false;
-static TimestampTz workers_retry_at = 0;
-static int	workers_retry_ms = NO_WORKER_MIN_MS;
 
 static void
 detach_launcher(int code, Datum arg)
@@ -134,7 +115,7 @@ take_notices(void)
 static void
 free_slot(RelaySlot *slot, Database *db, DatabaseKnowledge knowledge)
 {
-	if (!shmem_release_slot(slot))
+	if (!side_slots_release_database(db->dboid) || !shmem_release_slot(slot))
 		return;
 	topic_stats_forget(db->dboid);
 	db->knowledge = knowledge;
@@ -142,8 +123,8 @@ free_slot(RelaySlot *slot, Database *db, DatabaseKnowledge knowledge)
 }
 
 /*
- * Forget what pg_database lists no longer. A relay that still runs there
- * (the database has become a template) is asked to leave.
+ * Forget what pg_database lists no longer. Workers that still run there (the
+ * database has become a template) are asked to leave.
  */
 static void
 drop_unlisted_databases(void)
@@ -161,101 +142,12 @@ drop_unlisted_databases(void)
 		slot = shmem_find_slot(db->dboid);
 		if (slot != NULL)
 		{
-			pg_atomic_write_u32(&slot->stop_requested, 1);
-			pg_memory_barrier();
-			shmem_set_latch(pg_atomic_read_u32(&slot->procno));
+			shmem_request_stop(&slot->worker, db->dboid);
 			free_slot(slot, db, DB_UNKNOWN);
 		}
 		if (shmem_find_slot(db->dboid) == NULL)
 			(void) hash_search(launcher_databases, &db->dboid, HASH_REMOVE, NULL);
 	}
-}
-
-/*
- * Register the worker for a slot in phase SLOT_WANTED. False when there is no
- * background worker slot; then the slot is as it was.
- */
-static bool
-register_relay(RelaySlot *slot, Database *db)
-{
-	int			index = slot - shared_state->slots;
-	BackgroundWorker worker;
-	uint32		generation;
-	bool		suspended;
-	bool		registered;
-	MemoryContext oldcontext;
-
-	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
-	suspended = slot->suspensions > 0;
-	if (!suspended)
-	{
-		slot->phase = SLOT_STARTING;
-		slot->generation++;
-	}
-	generation = slot->generation;
-	LWLockRelease(shared_state->lock);
-	if (suspended)
-		return true;
-
-	db->look_again = false;
-
-	memset(&worker, 0, sizeof(worker));
-	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
-	worker.bgw_restart_time = BGW_NEVER_RESTART;
-	snprintf(worker.bgw_name, BGW_MAXLEN, "outbox_kafka relay %s", NameStr(db->name));
-	snprintf(worker.bgw_type, BGW_MAXLEN, "outbox_kafka relay");
-	snprintf(worker.bgw_library_name, BGW_MAXLEN, OUTBOX_LIBRARY);
-	snprintf(worker.bgw_function_name, BGW_MAXLEN, "outbox_kafka_relay_main");
-	worker.bgw_main_arg = Int32GetDatum(index);
-	memcpy(worker.bgw_extra, &generation, sizeof(generation));
-	worker.bgw_notify_pid = MyProcPid;
-
-	/* The handle outlives this look around. */
-	oldcontext = MemoryContextSwitchTo(TopMemoryContext);
-	registered = RegisterDynamicBackgroundWorker(&worker, &handles[index].handle);
-	MemoryContextSwitchTo(oldcontext);
-
-	if (registered)
-		handles[index].patience_until =
-			TimestampTzPlusMilliseconds(GetCurrentTimestamp(), START_PATIENCE_MS);
-	else
-		handles[index].handle = NULL;
-
-	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
-	if (!registered)
-		slot->phase = SLOT_WANTED;
-	slot->no_worker_slot = !registered;
-	LWLockRelease(shared_state->lock);
-	return registered;
-}
-
-/* One line when it begins, however long it lasts; then with growing pauses. */
-static void
-note_out_of_workers(Database *db, TimestampTz now)
-{
-	if (!out_of_workers)
-	{
-		workers_retry_ms = NO_WORKER_MIN_MS;
-		ereport(LOG,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("out of background worker slots: cannot start a relay in database \"%s\"",
-						NameStr(db->name)),
-				 errdetail("Messages are stored and wait. It is tried again until a slot is free."),
-				 errhint("You might need to increase max_worker_processes.")));
-	}
-	else
-		ereport(DEBUG1, (errmsg_internal("still out of background worker slots")));
-	out_of_workers = true;
-	workers_retry_at = TimestampTzPlusMilliseconds(now, workers_retry_ms);
-	workers_retry_ms = Min(workers_retry_ms * 2, NO_WORKER_MAX_MS);
-
-	/* All that have to wait say why. */
-	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
-	for (int i = 0; i < shared_state->nslots; i++)
-		if (shared_state->slots[i].phase == SLOT_WANTED)
-			shared_state->slots[i].no_worker_slot = true;
-	LWLockRelease(shared_state->lock);
 }
 
 static void
@@ -273,67 +165,6 @@ note_refused(Database *db)
 }
 
 /*
- * A worker is registered and has not attached. Find out whether it still can.
- * Returns when to look again if nothing wakes us, 0: never.
- */
-static TimestampTz
-check_starting(RelaySlot *slot, SlotHandle *handle, TimestampTz now)
-{
-	bool		gone;
-	pid_t		pid;
-
-	if (handle->handle != NULL)
-		gone = GetBackgroundWorkerPid(handle->handle, &pid) == BGWH_STOPPED;
-	else
-	{
-		if (handle->deadline == 0)
-			handle->deadline = TimestampTzPlusMilliseconds(now, ADOPTED_START_MS);
-		gone = now >= handle->deadline;
-	}
-	if (!gone)
-		return due_sooner(handle->deadline,
-						  now < handle->patience_until ? handle->patience_until : 0);
-
-	/*
-	 * It may have attached and left since we looked at the phase; then the
-	 * slot is none of our business. It never had an effect otherwise, and
-	 * cannot have one later: the generation changes with the next start.
-	 */
-	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
-	if (slot->phase == SLOT_STARTING)
-	{
-		slot->phase = SLOT_WANTED;
-		slot->generation++;
-		slot->start_after = TimestampTzPlusMilliseconds(now, NO_WORKER_MIN_MS);
-	}
-	LWLockRelease(shared_state->lock);
-	SetLatch(MyLatch);
-	return 0;
-}
-
-/*
- * The worker of a slot has left it. Its handle is kept until the postmaster
- * has reaped it, of which we are signalled: before that its background worker
- * slot is taken, and starting the next one might fail for that alone.
- */
-static void
-check_reaped(SlotHandle *handle)
-{
-	pid_t		pid;
-
-	handle->deadline = 0;
-	if (handle->handle == NULL)
-		return;
-	if (GetBackgroundWorkerPid(handle->handle, &pid) == BGWH_STOPPED)
-	{
-		pfree(handle->handle);
-		handle->handle = NULL;
-	}
-	else
-		unreaped++;
-}
-
-/*
  * Let all slots advance as far as they can. Returns when to look again if
  * nothing wakes us before, 0: never.
  */
@@ -343,56 +174,38 @@ advance_slots(TimestampTz now, bool *start_under_way)
 	TimestampTz wake = 0;
 
 	*start_under_way = false;
-	unreaped = 0;
+	launcher_start_follow_begin();
+	for (int i = 0; i < shmem_worker_count(); i++)
+		wake = due_sooner(wake, launcher_start_follow(i, now, start_under_way));
+
+	for (int i = 0; i < shared_state->nsides; i++)
+		if (OidIsValid(pg_atomic_read_u32(&side_slots[i].worker.dboid)))
+			side_slot_try_release(&side_slots[i]);
+
 	for (int i = 0; i < shared_state->nslots; i++)
 	{
 		RelaySlot  *slot = &shared_state->slots[i];
-		SlotHandle *handle = &handles[i];
-		Oid			dboid = pg_atomic_read_u32(&slot->dboid);
 		Database   *db;
 		SlotPhase	phase;
 		bool		settled;
 
 		LWLockAcquire(shared_state->lock, LW_SHARED);
-		phase = slot->phase;
-		settled = slot->settled;
+		phase = slot->worker.phase;
+		settled = slot->worker.settled;
 		LWLockRelease(shared_state->lock);
 
-		if (phase != SLOT_STARTING && phase != SLOT_RUNNING)
-			check_reaped(handle);
 		if (phase == SLOT_FREE)
 			continue;
-		db = launcher_database(dboid);
+		db = launcher_database(pg_atomic_read_u32(&slot->worker.dboid));
 
-		switch (phase)
+		if (phase == SLOT_RUNNING && settled)
+			db->refusal_logged = false;
+		else if (phase == SLOT_IDLE)
+			free_slot(slot, db, db->look_again ? DB_UNKNOWN : DB_ABSENT);
+		else if (phase == SLOT_REFUSED)
 		{
-			case SLOT_STARTING:
-				wake = due_sooner(wake, check_starting(slot, handle, now));
-				if (now < handle->patience_until)
-					*start_under_way = true;
-				break;
-			case SLOT_RUNNING:
-				if (settled)
-				{
-					handle->patience_until = 0;
-					db->refusal_logged = false;
-				}
-				else if (now < handle->patience_until)
-				{
-					*start_under_way = true;
-					wake = due_sooner(wake, handle->patience_until);
-				}
-				break;
-			case SLOT_IDLE:
-				free_slot(slot, db, db->look_again ? DB_UNKNOWN : DB_ABSENT);
-				break;
-			case SLOT_REFUSED:
-				free_slot(slot, db, db->look_again ? DB_UNKNOWN : DB_REFUSED);
-				note_refused(db);
-				break;
-			case SLOT_WANTED:
-			case SLOT_FREE:
-				break;
+			free_slot(slot, db, db->look_again ? DB_UNKNOWN : DB_REFUSED);
+			note_refused(db);
 		}
 	}
 	return wake;
@@ -438,64 +251,70 @@ claim_for_unknown(Database **result)
 }
 
 /*
- * Start the relay of one database: first of those known to have the extension,
- * then of one not looked at yet. Returns when to look again if nothing wakes
- * us before, 0: never.
+ * The first worker of those numbered from .. to - 1 that can be started now, or
+ * -1; *wake: when one can be, if that is sooner.
  */
-static TimestampTz
-start_one(TimestampTz now)
+static int
+find_startable(int from, int to, TimestampTz now, TimestampTz *wake)
 {
-	TimestampTz wake = 0;
-	RelaySlot  *slot = NULL;
-	Database   *db = NULL;
-
-	if (now < workers_retry_at)
-		return workers_retry_at;
-
-	for (int i = 0; i < shared_state->nslots && slot == NULL; i++)
+	for (int i = from; i < to; i++)
 	{
-		RelaySlot  *candidate = &shared_state->slots[i];
-		Oid			dboid = pg_atomic_read_u32(&candidate->dboid);
+		WorkerSlot *slot = shmem_worker(i);
+		Oid			dboid = pg_atomic_read_u32(&slot->dboid);
 		TimestampTz start_after;
 		bool		startable;
 
 		if (!OidIsValid(dboid))
 			continue;
-		db = launcher_database(dboid);
 		LWLockAcquire(shared_state->lock, LW_SHARED);
-		startable = candidate->phase == SLOT_WANTED && candidate->suspensions == 0;
-		start_after = candidate->start_after;
+		startable = slot->phase == SLOT_WANTED && !shmem_is_suspended(dboid);
+		start_after = slot->start_after;
 		LWLockRelease(shared_state->lock);
 
-		if (!startable || !db->listed || handles[i].handle != NULL)
+		if (!startable || !launcher_database(dboid)->listed ||
+			!launcher_start_is_reaped(i))
 			continue;
 		if (start_after <= now)
-			slot = candidate;
-		else
-			wake = due_sooner(wake, start_after);
+			return i;
+		*wake = due_sooner(*wake, start_after);
 	}
+	return -1;
+}
 
-	if (slot == NULL)
+/*
+ * Start one worker: first relays of databases known to have the extension, then
+ * of one not looked at yet, then side workers. Returns when to look again if
+ * nothing wakes us before, 0: never.
+ */
+static TimestampTz
+start_one(TimestampTz now)
+{
+	TimestampTz wake = 0;
+	int			number;
+	Database   *db;
+
+	if (now < launcher_start_retry_at())
+		return launcher_start_retry_at();
+
+	number = find_startable(0, shared_state->nslots, now, &wake);
+	if (number < 0)
 	{
-		slot = claim_for_unknown(&db);
-		if (slot == NULL)
-			return wake;
-	}
+		RelaySlot  *slot = claim_for_unknown(&db);
 
-	/* The slot's last worker may not be reaped; that will wake us. */
-	if (handles[slot - shared_state->slots].handle != NULL)
+		if (slot != NULL)
+			number = slot - shared_state->slots;
+	}
+	if (number < 0)
+		number = find_startable(shared_state->nslots, shmem_worker_count(), now, &wake);
+	if (number < 0)
 		return wake;
 
-	if (register_relay(slot, db))
-	{
-		out_of_workers = false;
-		workers_retry_at = 0;
-		return wake;
-	}
-	if (unreaped > 0)
-		return wake;
-	note_out_of_workers(db, now);
-	return due_sooner(wake, workers_retry_at);
+	db = launcher_database(pg_atomic_read_u32(&shmem_worker(number)->dboid));
+	if (number < shared_state->nslots)
+		db->look_again = false;
+	if (launcher_start_worker(number, NameStr(db->name), now) == START_NO_WORKER)
+		wake = due_sooner(wake, launcher_start_retry_at());
+	return wake;
 }
 
 /*
@@ -541,8 +360,7 @@ outbox_kafka_launcher_main(Datum main_arg)
 	pgstat_report_appname("outbox_kafka launcher");
 
 	launcher_databases_init();
-	handles = MemoryContextAllocZero(TopMemoryContext,
-									 shared_state->nslots * sizeof(SlotHandle));
+	launcher_start_init();
 	topic_stats_create();
 
 	before_shmem_exit(detach_launcher, (Datum) 0);

@@ -31,6 +31,7 @@
 
 #include "backlog.h"
 #include "catalog.h"
+#include "handled_message.h"
 #include "message.h"
 #include "message_check.h"
 #include "message_id.h"
@@ -60,6 +61,27 @@ is_leaf(Oid relid)
 	}
 
 	return false;
+}
+
+/*
+ * What outbox.publish() takes from the message that is being handled.
+ */
+static void
+fill_from_handled(Datum *values, bool *nulls)
+{
+	Jsonb	   *given = nulls[FIELD(headers)] ? NULL : DatumGetJsonbP(values[FIELD(headers)]);
+	Jsonb	   *headers = handled_message_headers(given);
+
+	if (headers != given)
+	{
+		values[FIELD(headers)] = JsonbPGetDatum(headers);
+		nulls[FIELD(headers)] = false;
+	}
+	if (nulls[FIELD(correlation_id)] && handled_message_correlation_id() != NULL)
+	{
+		values[FIELD(correlation_id)] = CStringGetTextDatum(handled_message_correlation_id());
+		nulls[FIELD(correlation_id)] = false;
+	}
 }
 
 /*
@@ -232,6 +254,8 @@ outbox_kafka_message_before_insert(PG_FUNCTION_ARGS)
 		return PointerGetDatum(NULL);
 	}
 
+	if (handled_message_subscription() != NULL)
+		fill_from_handled(values, nulls);
 	check_row(values, nulls);
 
 	now = GetCurrentTimestamp();

@@ -11,6 +11,7 @@
 #define OUTBOX_EXTENSION "outbox_kafka"
 #define OUTBOX_LIBRARY "outbox_kafka"
 #define OUTBOX_SCHEMA "outbox"
+#define INBOX_SCHEMA "inbox"
 
 /* The SQL definitions this library can serve; see catalog_get() */
 #define OUTBOX_SQL_VERSION "0.1.0"

@@ -32,6 +32,7 @@
 
 #include "backlog.h"
 #include "catalog.h"
+#include "handled_message.h"
 #include "message.h"
 #include "message_check.h"
 #include "message_id.h"
@@ -255,12 +256,16 @@ publish(FunctionCallInfo fcinfo, Datum key, Datum payload)
 		fields.payload_length = toast_raw_datum_size(payload) - VARHDRSZ;
 	if (!PG_ARGISNULL(ARG_HEADERS))
 		fields.headers = PG_GETARG_JSONB_P(ARG_HEADERS);
+	fields.headers = handled_message_headers(fields.headers);
 	fields.has_partition = !PG_ARGISNULL(ARG_PARTITION);
 	if (fields.has_partition)
 		fields.partition = PG_GETARG_INT32(ARG_PARTITION);
 	if (!PG_ARGISNULL(ARG_CORRELATION_ID))
-	{
 		correlation_id = PG_GETARG_TEXT_PP(ARG_CORRELATION_ID);
+	else if (handled_message_correlation_id() != NULL)
+		correlation_id = cstring_to_text(handled_message_correlation_id());
+	if (correlation_id != NULL)
+	{
 		fields.correlation_id = VARDATA_ANY(correlation_id);
 		fields.correlation_id_length = VARSIZE_ANY_EXHDR(correlation_id);
 	}

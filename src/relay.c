@@ -241,6 +241,7 @@ sleep_until_needed(Relay *relay, TimestampTz now, TimestampTz progress_due,
 	timeout = until(now, relay->ring_due, timeout);
 	timeout = until(now, relay->backlog_due, timeout);
 	timeout = until(now, relay->retry_at, timeout);
+	timeout = until(now, relay->side_due, timeout);
 	timeout = until(now, catchup_due(relay, now), timeout);
 	timeout = until(now, isolation_due(relay), timeout);
 	timeout = until(now, discard_due(relay), timeout);
@@ -273,11 +274,11 @@ sleep_until_needed(Relay *relay, TimestampTz now, TimestampTz progress_due,
 			reports = false;
 			timeout = Min(timeout, REPORTS_INTERVAL_MS);
 		}
-		pg_atomic_write_u32(&relay->slot->sleeping, 1);
+		pg_atomic_write_u32(&relay->slot->worker.sleeping, 1);
 		pg_memory_barrier();
 		if (!has_news(relay, now))
 			relay_wait(relay, reports, timeout);
-		pg_atomic_write_u32(&relay->slot->sleeping, 0);
+		pg_atomic_write_u32(&relay->slot->worker.sleeping, 0);
 		return;
 	}
 	relay_wait(relay, reports, timeout);
@@ -304,6 +305,7 @@ run(Relay *relay)
 		relay_read_control(relay);
 
 		now = GetCurrentTimestamp();
+		relay_side_declare(relay, now);
 		if (relay->retry_at != 0 && relay->retry_at <= now)
 		{
 			relay->retry_at = 0;
@@ -381,7 +383,7 @@ run(Relay *relay)
 void
 outbox_kafka_relay_main(Datum main_arg)
 {
-	RelaySlot  *slot = worker_attach(main_arg);
+	RelaySlot  *slot = relay_attach(main_arg);
 	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "outbox relay",
 												  ALLOCSET_DEFAULT_SIZES);
 	Relay	   *relay = MemoryContextAllocZero(context, sizeof(Relay));

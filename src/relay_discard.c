@@ -1,6 +1,6 @@
 /*
  * relay_discard.c
- *	  Messages of held lanes that somebody gives up.
+ *	  Messages that somebody gives up before they are sent.
  *
  * outbox.discard() and outbox.discard_topic() only ask. Whether a message of a
  * held lane has been sent is known to the relay alone, and changes from one
@@ -19,6 +19,14 @@
  * that is published or commits later. A request is done, and removed, when no
  * held lane of its topic is left that has not read all it can mean: up to a
  * batch opened after it was seen.
+ *
+ * A message that merely waits for its turn can be given up by its id as well,
+ * as an expired expectation does. The main cursor decides when it comes to it,
+ * without waiting for what is in flight before: so the message can be entered
+ * as discarded while the progress is still behind it, and has to be passed over
+ * again after a crash. The request tells, which is kept until the progress on
+ * disk covers the message. What may have been sent without our knowing, by a
+ * relay before or a producer that was lost, is in doubt, and is sent.
  *
  * The records say what became of a message as long as it is retained. After a
  * segment was emptied, those are removed whose message is gone, a thousand at
@@ -51,6 +59,8 @@ struct DiscardRequest
 	RelayTopic *topic;
 	XidSnapshot *upto;			/* NULL: one message */
 	char	   *by;
+	bool		if_unsent;		/* not if it is in doubt, held or not */
+	bool		done;			/* the one message is entered as discarded */
 	uint64		count;			/* given up by this relay */
 };
 
@@ -67,13 +77,18 @@ struct RelayDiscard
 	List	   *requests;		/* of DiscardRequest */
 	HTAB	   *messages;		/* those of one message; NULL: none */
 	TimestampTz finish_at;		/* look whether some are done; 0: no need */
+	bool		unfinished;		/* some wait for progress on disk */
+	TimestampTz finished_at;	/* when that was looked at */
+
+	/* messages that it shows may have been sent before; NULL: all may */
+	CursorBound *doubt;
 
 	/* of the chunk under way, in its transaction's memory */
 	ArrayBuildState *ids;
 	ArrayBuildState *event_ids;
 	ArrayBuildState *created;
 	ArrayBuildState *by;
-	RelayTopic *topic;
+	ArrayBuildState *topics;
 
 	/* removing records */
 	uint64		emptied_seen;
@@ -123,8 +138,9 @@ discard_load(Relay *relay)
 	MemoryContextReset(discard->context);
 
 	SPI_connect();
-	if (SPI_execute("SELECT request_id, topic, message_id, upto, requested_by"
-					" FROM outbox.discard_request ORDER BY requested_at", true, 0) != SPI_OK_SELECT)
+	if (SPI_execute("SELECT r.request_id, r.topic, r.message_id, r.upto, r.requested_by, r.if_unsent,"
+					" EXISTS (SELECT FROM outbox.discarded_message AS d WHERE d.id = r.message_id)"
+					" FROM outbox.discard_request AS r ORDER BY r.requested_at", true, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not read outbox.discard_request");
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
@@ -140,6 +156,8 @@ discard_load(Relay *relay)
 		request->id = *DatumGetUUIDP(SPI_getbinval(tuple, desc, 1, &isnull));
 		topic = TextDatumGetCString(SPI_getbinval(tuple, desc, 2, &isnull));
 		request->by = TextDatumGetCString(SPI_getbinval(tuple, desc, 5, &isnull));
+		request->if_unsent = DatumGetBool(SPI_getbinval(tuple, desc, 6, &isnull));
+		request->done = DatumGetBool(SPI_getbinval(tuple, desc, 7, &isnull));
 		upto = SPI_getbinval(tuple, desc, 4, &isnull);
 		if (!isnull)
 			request->upto = xid_snapshot_from_datum(upto);
@@ -190,6 +208,14 @@ discard_begin(Relay *relay)
 		relay->discard->finish_at = GetCurrentTimestamp();
 }
 
+/* Whether a row may have been sent without our knowing. */
+static bool
+is_in_doubt(const RelayDiscard *discard, const CursorRow *row)
+{
+	return discard->doubt == NULL ||
+		xid_snapshot_sees(discard->doubt->snapshot, row->xid);
+}
+
 DiscardRequest *
 discard_request_for(const Relay *relay, const RelayHeld *held, const CursorRow *row)
 {
@@ -197,11 +223,15 @@ discard_request_for(const Relay *relay, const RelayHeld *held, const CursorRow *
 	const RelayTopic *topic = held->topic;
 	ListCell   *lc;
 
+	if (!held->discards)
+		return NULL;
 	if (discard->messages)
 	{
 		DiscardMessage *message = hash_search(discard->messages, &row->id, HASH_FIND, NULL);
 
-		if (message && message->request->topic == topic)
+		if (message && message->request->topic == topic &&
+			(message->request->done || !message->request->if_unsent ||
+			 !is_in_doubt(discard, row)))
 			return message->request;
 	}
 	foreach(lc, discard->requests)
@@ -213,6 +243,49 @@ discard_request_for(const Relay *relay, const RelayHeld *held, const CursorRow *
 			return request;
 	}
 	return NULL;
+}
+
+bool
+discard_is_asked(const Relay *relay)
+{
+	return relay->discard->messages != NULL;
+}
+
+DiscardRequest *
+discard_request_for_main(const Relay *relay, const RelayTopic *topic, const CursorRow *row)
+{
+	const RelayDiscard *discard = relay->discard;
+	DiscardMessage *message;
+
+	if (discard->messages == NULL)
+		return NULL;
+	message = hash_search(discard->messages, &row->id, HASH_FIND, NULL);
+	if (message == NULL || message->request->topic != topic)
+		return NULL;
+	return message->request->done || !is_in_doubt(discard, row) ?
+		message->request : NULL;
+}
+
+static void
+doubt(RelayDiscard *discard, CursorBound *bound)
+{
+	if (discard->doubt)
+		cursor_bound_release(discard->doubt);
+	discard->doubt = cursor_bound_share(bound);
+}
+
+void
+discard_first_bound(Relay *relay, CursorBound *bound)
+{
+	if (relay->discard->doubt == NULL)
+		doubt(relay->discard, bound);
+}
+
+void
+discard_doubt(Relay *relay)
+{
+	if (relay->discard->doubt != NULL)
+		doubt(relay->discard, window_newest_bound(relay->window));
 }
 
 /* ---- in a chunk ---- */
@@ -238,7 +311,8 @@ discard_add(Relay *relay, DiscardRequest *request, const CursorRow *row)
 	bool		isnull;
 
 	request->count++;
-	discard->topic = request->topic;
+	request->done = true;
+	accumulate(&discard->topics, CStringGetTextDatum(request->topic->name), TEXTOID);
 	accumulate(&discard->ids, Int64GetDatum(row->id), INT8OID);
 	accumulate(&discard->event_ids,
 			   slot_getattr(row->slot, Anum_outbox_message_event_id, &isnull), UUIDOID);
@@ -252,7 +326,7 @@ bool
 discard_store(Relay *relay)
 {
 	RelayDiscard *discard = relay->discard;
-	Oid			types[] = {INT8ARRAYOID, UUIDARRAYOID, TIMESTAMPTZARRAYOID, TEXTARRAYOID, TEXTOID};
+	Oid			types[] = {INT8ARRAYOID, UUIDARRAYOID, TIMESTAMPTZARRAYOID, TEXTARRAYOID, TEXTARRAYOID};
 	Datum		values[lengthof(types)];
 
 	if (discard->ids == NULL)
@@ -261,14 +335,14 @@ discard_store(Relay *relay)
 	values[1] = makeArrayResult(discard->event_ids, CurrentMemoryContext);
 	values[2] = makeArrayResult(discard->created, CurrentMemoryContext);
 	values[3] = makeArrayResult(discard->by, CurrentMemoryContext);
-	values[4] = CStringGetTextDatum(discard->topic->name);
-	discard->ids = discard->event_ids = discard->created = discard->by = NULL;
+	values[4] = makeArrayResult(discard->topics, CurrentMemoryContext);
+	discard->ids = discard->event_ids = discard->created = discard->by = discard->topics = NULL;
 
 	SPI_connect();
 	if (SPI_execute_with_args("INSERT INTO outbox.discarded_message"
 							  " (id, event_id, topic, created_at, discarded_at, discarded_by)"
-							  " SELECT d.id, d.event_id, $5, d.created_at, clock_timestamp(), d.by"
-							  " FROM unnest($1, $2, $3, $4) AS d (id, event_id, created_at, by)"
+							  " SELECT d.id, d.event_id, d.topic, d.created_at, clock_timestamp(), d.by"
+							  " FROM unnest($1, $2, $3, $4, $5) AS d (id, event_id, created_at, by, topic)"
 							  " ON CONFLICT (id) DO NOTHING",
 							  lengthof(types), types, values, NULL, false, 0) != SPI_OK_INSERT)
 		elog(ERROR, "could not write outbox.discarded_message");
@@ -313,6 +387,25 @@ report(const DiscardRequest *request)
 						request->count, request->topic->name, request->by)));
 }
 
+/* That request is done and removed, column 1 is its id. */
+static void
+forget(RelayDiscard *discard, HeapTuple tuple, TupleDesc desc)
+{
+	bool		isnull;
+	pg_uuid_t  *id = DatumGetUUIDP(SPI_getbinval(tuple, desc, 1, &isnull));
+	ListCell   *lc;
+
+	foreach(lc, discard->requests)
+	{
+		DiscardRequest *request = (DiscardRequest *) lfirst(lc);
+
+		if (memcmp(&request->id, id, sizeof(*id)) != 0)
+			continue;
+		report(request);
+		discard->requests = foreach_delete_current(discard->requests, lc);
+	}
+}
+
 /* Remove the requests that are done. */
 static void
 finish(Relay *relay, TimestampTz now)
@@ -324,8 +417,11 @@ finish(Relay *relay, TimestampTz now)
 	Datum		values[lengthof(types)];
 	List	   *done = NIL;
 	ListCell   *lc;
+	uint64		finished;
 
 	discard->finish_at = 0;
+	discard->finished_at = relay->stored_at;
+	discard->unfinished = false;
 	foreach(lc, discard->requests)
 	{
 		DiscardRequest *request = (DiscardRequest *) lfirst(lc);
@@ -349,17 +445,21 @@ finish(Relay *relay, TimestampTz now)
 		accumulate(&ids, UUIDPGetDatum(&((DiscardRequest *) lfirst(lc))->id), UUIDOID);
 	values[0] = makeArrayResult(ids, CurrentMemoryContext);
 	SPI_connect();
-	if (SPI_execute_with_args("DELETE FROM outbox.discard_request WHERE request_id = ANY ($1)",
-							  lengthof(types), types, values, NULL, false, 0) != SPI_OK_DELETE)
+
+	/* that for a message is what keeps it from being sent after a crash */
+	if (SPI_execute_with_args("DELETE FROM outbox.discard_request AS r"
+							  " WHERE r.request_id = ANY ($1) AND (r.message_id IS NULL OR NOT EXISTS ("
+							  "  SELECT FROM outbox.message AS m WHERE m.id = r.message_id"
+							  "  AND NOT outbox.is_delivered(m.xid, m.id, m.topic, m.key, m.partition)))"
+							  " RETURNING r.request_id",
+							  lengthof(types), types, values, NULL, false, 0) != SPI_OK_DELETE_RETURNING)
 		elog(ERROR, "could not write outbox.discard_request");
+	finished = SPI_processed;
+	for (uint64 i = 0; i < finished; i++)
+		forget(discard, SPI_tuptable->vals[i], SPI_tuptable->tupdesc);
 	SPI_finish();
 	relay_commit(relay);
-
-	foreach(lc, done)
-	{
-		report((DiscardRequest *) lfirst(lc));
-		discard->requests = list_delete_ptr(discard->requests, lfirst(lc));
-	}
+	discard->unfinished = finished < (uint64) list_length(done);
 }
 
 /* Remove some records of messages that are gone. Returns false at the end. */
@@ -435,6 +535,10 @@ discard_work(Relay *relay, TimestampTz now)
 	if (discard->sweep_at != 0 && discard->sweep_at <= now)
 		discard->sweep_at = sweep(relay) ?
 			TimestampTzPlusMilliseconds(now, WORK_INTERVAL_MS) : 0;
+
+	if (discard->unfinished && discard->finish_at == 0 &&
+		relay->stored_at != discard->finished_at)
+		discard->finish_at = TimestampTzPlusMilliseconds(now, WORK_INTERVAL_MS);
 
 	/* only once all that is paused is held */
 	if (discard->finish_at != 0 && discard->finish_at <= now && relay->control_known)

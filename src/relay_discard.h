@@ -1,6 +1,6 @@
 /*
  * relay_discard.h
- *	  Messages of held lanes that somebody gives up: see relay_discard.c.
+ *	  Messages that somebody gives up: see relay_discard.c.
  */
 #ifndef OUTBOX_RELAY_DISCARD_H
 #define OUTBOX_RELAY_DISCARD_H
@@ -33,6 +33,24 @@ extern bool discard_lock(const OutboxCatalog *catalog);
 extern DiscardRequest *discard_request_for(const Relay *relay, const RelayHeld *held,
 										   const CursorRow *row);
 extern void discard_add(Relay *relay, DiscardRequest *request, const CursorRow *row);
+
+/* The same for the main cursor; whether there can be any. */
+extern bool discard_is_asked(const Relay *relay);
+extern DiscardRequest *discard_request_for_main(const Relay *relay,
+												const RelayTopic *topic,
+												const CursorRow *row);
+
+/*
+ * The main cursor opens a batch. With the first one: what is visible in it may
+ * have been sent by the relay before. Before it, all may.
+ */
+extern void discard_first_bound(Relay *relay, CursorBound *bound);
+
+/*
+ * From now on it is not known any more what became of messages that were handed
+ * to a producer.
+ */
+extern void discard_doubt(Relay *relay);
 
 /* Store those, in the transaction that read them. False: there were none. */
 extern bool discard_store(Relay *relay);

@@ -3,6 +3,7 @@
  *	  The relay's own state, shared by the files relay*.c and nobody else.
  *
  *	relay.c				the main loop: life, settings, when to sleep
+ *	relay_attach.c		its slot, signals, connection
  *	relay_session.c		transactions, waiting
  *	relay_start.c		what is read before anything is sent
  *	relay_read.c		reading messages and handing them to the producer
@@ -22,6 +23,7 @@
  *	relay_transaction_open.c	what Kafka knows when a producer starts
  *	relay_transaction_hold.c	lanes to be held when one has ended
  *	relay_backlog.c		measuring what is on disk
+ *	relay_side.c		declaring which side workers the database needs
  */
 #ifndef OUTBOX_RELAY_INTERNAL_H
 #define OUTBOX_RELAY_INTERNAL_H
@@ -166,6 +168,12 @@ typedef struct Relay
 	/* messages to give up, see relay_discard.h */
 	struct RelayDiscard *discard;
 
+	/* side workers, see relay_side.c */
+	uint32		side_seen;		/* control_generation when declared last */
+	bool		side_known;
+	TimestampTz side_due;		/* try again then; 0: not needed */
+	int			side_refused;	/* that found no slot */
+
 	/* pause() */
 	bool		paused;
 	uint32		control_seen;
@@ -197,6 +205,14 @@ typedef struct Relay
 	RelayPace	pace;
 	TimestampTz read_at;		/* when reading began last */
 } Relay;
+
+/* relay_attach.c */
+
+/*
+ * The prologue, see worker_begin(). Does not return where the relay has
+ * nothing to do or no place.
+ */
+extern RelaySlot *relay_attach(Datum main_arg);
 
 /* relay_session.c */
 
@@ -305,6 +321,14 @@ extern void relay_fail(Relay *relay, RelayTopic *topic, const char *text);
 
 /* Measure what is on disk, if that is due. */
 extern void relay_backlog(Relay *relay, TimestampTz now);
+
+/* relay_side.c */
+
+/*
+ * Declare the side workers the database needs, if somebody changed what that
+ * depends on.
+ */
+extern void relay_side_declare(Relay *relay, TimestampTz now);
 
 /* relay_progress.c */
 extern void relay_progress_start(Relay *relay);

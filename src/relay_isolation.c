@@ -81,7 +81,7 @@ isolation_producer(Relay *relay, TimestampTz now)
 	isolation->producer = relay_producer_start(relay, TRANSACTION_SECOND, false, &reason);
 	if (isolation->producer == NULL)
 	{
-		shmem_set_error(relay->slot, reason);
+		shmem_set_error(&relay->slot->worker, reason);
 		isolation->retry_at = TimestampTzPlusMilliseconds(now, RETRY_MS);
 		return NULL;
 	}
@@ -121,7 +121,7 @@ isolation_lose(Relay *relay, const char *text, TimestampTz now)
 
 	if (isolation->producer == NULL || isolation->failed)
 		return false;
-	shmem_set_error(relay->slot, text);
+	shmem_set_error(&relay->slot->worker, text);
 	ereport(LOG,
 			(errmsg("outbox_kafka makes its second producer anew: %s", text)));
 	isolation->failed = true;

@@ -24,6 +24,7 @@
 #include "utils/timestamp.h"
 
 #include "guc.h"
+#include "relay_discard.h"
 #include "relay_held.h"
 #include "relay_internal.h"
 #include "relay_isolation.h"
@@ -139,7 +140,7 @@ report_events(Relay *relay, TimestampTz now)
 	if (relay->event_pending)
 	{
 		relay->event_pending = false;
-		shmem_set_error(relay->slot, relay->event_text);
+		shmem_set_error(&relay->slot->worker, relay->event_text);
 	}
 	if (relay->log_pending &&
 		TimestampDifferenceExceeds(relay->logged_at, now, LOG_INTERVAL_MS))
@@ -455,6 +456,8 @@ relay_producer_close(Relay *relay)
 
 	if (relay->producer == NULL)
 		return;
+	if (window_in_flight(relay->window) > 0)
+		discard_doubt(relay);
 
 	/* what is not committed is not there, for those who read what is */
 	if (!relay->exact)
@@ -494,7 +497,7 @@ relay_fail(Relay *relay, RelayTopic *topic, const char *text)
 	relay->failures++;
 	relay->failed_tag = window_next_tag(relay->window);
 	relay->retry_at = TimestampTzPlusMilliseconds(now, wait);
-	shmem_set_error(relay->slot, text);
+	shmem_set_error(&relay->slot->worker, text);
 	if (topic != NULL)
 		relay_topic_failed(topic, text);
 

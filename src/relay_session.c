@@ -17,6 +17,7 @@
 
 #include "compat.h"
 #include "relay_internal.h"
+#include "side_slot.h"
 
 void
 relay_begin(Relay *relay)
@@ -40,6 +41,9 @@ relay_commit(Relay *relay)
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(relay->loop_context);
+
+	if (FullTransactionIdIsValid(own))
+		side_slots_progressed(relay->slot);
 }
 
 const OutboxCatalog *

@@ -53,7 +53,7 @@ tell(Relay *relay, XLogRecPtr position, TimestampTz now)
 								durability_standby_problem(position));
 
 	if (!relay->standby_late || strcmp(text, relay->standby_text) != 0)
-		shmem_set_error(relay->slot, text);
+		shmem_set_error(&relay->slot->worker, text);
 	strlcpy(relay->standby_text, text, sizeof(relay->standby_text));
 
 	if (!relay->standby_late &&

@@ -68,6 +68,18 @@ park_pending(Relay *relay, const CursorTables *tables, const Progress *progress,
 	return count;
 }
 
+/* In a copy nothing expires, and no function is called, before adopt(). */
+static void
+hold_expectations(void)
+{
+	catalog_lock_now("confirmation", RowExclusiveLock);
+	SPI_connect();
+	if (SPI_execute("UPDATE outbox.confirmation SET restored = true WHERE NOT restored",
+					false, 0) != SPI_OK_UPDATE)
+		elog(ERROR, "could not write outbox.confirmation");
+	SPI_finish();
+}
+
 /*
  * The progress was written in another database: this is a copy, a logical one
  * or one of the files (CREATE DATABASE ... TEMPLATE), and what was pending
@@ -118,6 +130,7 @@ adopt_copy(Relay *relay, const Progress *foreign)
 					   true) != PROGRESS_OK ||
 		!relay_transactions_reset(relay_catalog(relay)))
 		locked_copy_error();
+	hold_expectations();
 	ForceSyncCommit();
 	relay_commit(relay);
 
@@ -233,7 +246,7 @@ relay_read_control(Relay *relay)
 {
 	const OutboxCatalog *catalog;
 	List	   *topics;
-	uint32		generation = pg_atomic_read_u32(&relay->slot->control_generation);
+	uint32		generation = pg_atomic_read_u32(&relay->slot->worker.control_generation);
 
 	if (relay->control_known && generation == relay->control_seen)
 		return;
@@ -245,6 +258,7 @@ relay_read_control(Relay *relay)
 		!ConditionalLockRelationOid(catalog->relay_control, AccessShareLock) ||
 		!ConditionalLockRelationOid(catalog->parked, AccessShareLock) ||
 		!ConditionalLockRelationOid(catalog->discard_request, AccessShareLock) ||
+		!ConditionalLockRelationOid(catalog->discarded, AccessShareLock) ||
 		!ConditionalLockRelationOid(catalog->relay_conflict, AccessShareLock))
 	{
 		/* whether to send is not known: do not, until it is */

@@ -123,7 +123,7 @@ raise_conflict(Relay *relay, const char *what)
 	relay_commit(relay);
 
 	relay->conflict = true;
-	shmem_set_error(relay->slot, what);
+	shmem_set_error(&relay->slot->worker, what);
 	ereport(WARNING,
 			(errmsg("outbox_kafka does not send any more: %s", what),
 			 errdetail("Nothing is lost: messages wait."),
@@ -258,7 +258,7 @@ relay_transaction_finish_opening(Relay *relay, RelayTransaction *t, const KafkaT
 	}
 	if (gap != NULL)
 	{
-		shmem_set_error(relay->slot,
+		shmem_set_error(&relay->slot->worker,
 						psprintf("%s: messages may have been sent twice", gap));
 		ereport(WARNING,
 				(errmsg("outbox_kafka: %s", gap),

@@ -57,24 +57,24 @@ copy_report(RelaySlot *slot, RelayReport *report)
 		return;
 
 	LWLockAcquire(shared_state->lock, LW_SHARED);
-	if (pg_atomic_read_u32(&slot->dboid) == MyDatabaseId)
+	if (pg_atomic_read_u32(&slot->worker.dboid) == MyDatabaseId)
 	{
-		report->pid = slot->pid;
-		report->started_at = slot->started_at;
+		report->pid = slot->worker.pid;
+		report->started_at = slot->worker.started_at;
 		strlcpy(report->broker, slot->broker, sizeof(report->broker));
-		strlcpy(report->last_error, slot->last_error, sizeof(report->last_error));
-		report->last_error_at = slot->last_error_at;
+		strlcpy(report->last_error, slot->worker.last_error, sizeof(report->last_error));
+		report->last_error_at = slot->worker.last_error_at;
 
-		if (slot->phase == SLOT_RUNNING)
+		if (slot->worker.phase == SLOT_RUNNING)
 			report->state = shmem_relay_state_name((RelayState)
 												   pg_atomic_read_u32(&slot->state));
-		else if (slot->no_worker_slot)
+		else if (slot->worker.no_worker_slot)
 			report->state = "no worker slot";
 		else if (slot->suspensions > 0)
 			report->state = "suspended";
-		else if (slot->phase == SLOT_REFUSED)
+		else if (slot->worker.phase == SLOT_REFUSED)
 			report->state = "too many databases";
-		else if (slot->phase == SLOT_WANTED || slot->phase == SLOT_STARTING)
+		else if (slot->worker.phase == SLOT_WANTED || slot->worker.phase == SLOT_STARTING)
 			report->state = "starting";
 	}
 	LWLockRelease(shared_state->lock);

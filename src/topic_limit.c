@@ -196,7 +196,7 @@ make_relay_ask(void)
 	if (slot == NULL)
 		return;
 	pg_atomic_fetch_add_u32(&slot->limits_doubted, 1);
-	shmem_set_latch(pg_atomic_read_u32(&slot->procno));
+	shmem_set_latch(pg_atomic_read_u32(&slot->worker.procno));
 }
 
 void

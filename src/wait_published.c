@@ -162,7 +162,7 @@ wait_delivered(RelaySlot *slot, const FoundMessage *message, TimestampTz end)
 	if (slot != NULL)
 	{
 		ConditionVariablePrepareToSleep(&slot->progress_cv);
-		shmem_set_latch(pg_atomic_read_u32(&slot->procno));
+		shmem_set_latch(pg_atomic_read_u32(&slot->worker.procno));
 	}
 	for (;;)
 	{

@@ -25,9 +25,10 @@
 
 #include "compat.h"
 #include "shmem.h"
+#include "side_slot.h"
 #include "wakeup.h"
 
-/* How often a backend that waits for a relay to leave looks again. */
+/* How often a backend that waits for workers to leave looks again. */
 #define SUSPEND_POLL_MS 5
 
 typedef struct WakeupMarks
@@ -35,10 +36,13 @@ typedef struct WakeupMarks
 	bool		any;			/* all that the end of most transactions reads */
 	bool		published;
 	bool		control;
+	bool		decider;
+	bool		sides;			/* all side workers of this database */
 	bool		restart_all;
+	List	   *inbox;			/* subscriptions whose workers shall look again */
 	List	   *look;			/* databases to tell the launcher of */
-	List	   *restart;		/* databases whose relay shall end */
-	List	   *suspended;		/* databases whose relay this keeps away */
+	List	   *restart;		/* databases whose workers shall end */
+	List	   *suspended;		/* databases whose workers this keeps away */
 } WakeupMarks;
 
 /* The lists live in TopTransactionContext. */
@@ -73,6 +77,37 @@ wakeup_mark_control(void)
 	if (shared_state == NULL)
 		return;
 	marks.control = true;
+	marks.any = true;
+}
+
+void
+wakeup_mark_decider(void)
+{
+	if (shared_state == NULL)
+		return;
+	marks.decider = true;
+	marks.any = true;
+}
+
+void
+wakeup_mark_inbox(int32 subscription)
+{
+	MemoryContext oldcontext;
+
+	if (shared_state == NULL)
+		return;
+	oldcontext = MemoryContextSwitchTo(TopTransactionContext);
+	marks.inbox = list_append_unique_int(marks.inbox, subscription);
+	MemoryContextSwitchTo(oldcontext);
+	marks.any = true;
+}
+
+void
+wakeup_mark_side_workers(void)
+{
+	if (shared_state == NULL)
+		return;
+	marks.sides = true;
 	marks.any = true;
 }
 
@@ -120,14 +155,39 @@ is_connected(pid_t pid, Oid dboid)
 	return proc != NULL && proc->databaseId == dboid;
 }
 
+/*
+ * Ask all workers of a database to end, and return the pids of those that are
+ * attached, palloc'd.
+ */
+static pid_t *
+stop_workers(Oid dboid, int *count)
+{
+	pid_t	   *pids = palloc(shmem_worker_count() * sizeof(pid_t));
+
+	*count = 0;
+	LWLockAcquire(shared_state->lock, LW_SHARED);
+	for (int i = 0; i < shmem_worker_count(); i++)
+	{
+		WorkerSlot *slot = shmem_worker(i);
+
+		if (pg_atomic_read_u32(&slot->dboid) != dboid)
+			continue;
+		if (slot->pid != 0)
+			pids[(*count)++] = slot->pid;
+		shmem_request_stop_locked(slot);
+	}
+	LWLockRelease(shared_state->lock);
+	return pids;
+}
+
 bool
 wakeup_suspend(Oid dboid, int timeout_ms)
 {
 	static uint32 wait_event = 0;
 	RelaySlot  *slot;
 	TimestampTz start;
-	pid_t		pid;
-	uint32		procno;
+	pid_t	   *pids;
+	int			count;
 
 	if (shared_state == NULL)
 		return true;
@@ -142,7 +202,7 @@ wakeup_suspend(Oid dboid, int timeout_ms)
 		remember_database(&marks.suspended, dboid);
 
 		LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
-		ours = pg_atomic_read_u32(&slot->dboid) == dboid;
+		ours = pg_atomic_read_u32(&slot->worker.dboid) == dboid;
 		if (ours)
 			slot->suspensions++;
 		LWLockRelease(shared_state->lock);
@@ -155,47 +215,49 @@ wakeup_suspend(Oid dboid, int timeout_ms)
 		}
 	}
 
-	LWLockAcquire(shared_state->lock, LW_SHARED);
-	pid = slot->pid;
-	procno = pg_atomic_read_u32(&slot->procno);
-	LWLockRelease(shared_state->lock);
-
 	/*
-	 * No relay that attaches from now on gets as far as connecting, so the
-	 * one that is attached now is the only one to wait for.
+	 * No worker that attaches from now on gets as far as connecting, so those
+	 * that are attached now are the only ones to wait for.
 	 */
-	pg_atomic_write_u32(&slot->stop_requested, 1);
-	pg_memory_barrier();
-	shmem_set_latch(procno);
+	pids = stop_workers(dboid, &count);
 
 	if (wait_event == 0)
 		wait_event = compat_wait_event("OutboxRelayLeave");
 
 	start = GetCurrentTimestamp();
-	while (is_connected(pid, dboid))
+	for (int i = 0; i < count; i++)
 	{
-		if (TimestampDifferenceExceeds(start, GetCurrentTimestamp(), timeout_ms))
-			return false;
+		while (is_connected(pids[i], dboid))
+		{
+			if (TimestampDifferenceExceeds(start, GetCurrentTimestamp(), timeout_ms))
+				return false;
 
-		/* Nothing signals that a process has left the ProcArray. */
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 SUSPEND_POLL_MS, wait_event);
-		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
+			/* Nothing signals that a process has left the ProcArray. */
+			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+							 SUSPEND_POLL_MS, wait_event);
+			ResetLatch(MyLatch);
+			CHECK_FOR_INTERRUPTS();
+		}
 	}
+	pfree(pids);
 	return true;
 }
 
-/* End a relay soon; whether it is started again is the launcher's business. */
+/* End the workers of a database soon, of all for InvalidOid. */
 static void
-request_stop(RelaySlot *slot)
+request_stop(Oid dboid)
 {
-	pg_atomic_write_u32(&slot->stop_requested, 1);
-	pg_memory_barrier();
-	shmem_set_latch(pg_atomic_read_u32(&slot->procno));
+	for (int i = 0; i < shmem_worker_count(); i++)
+	{
+		WorkerSlot *slot = shmem_worker(i);
+		Oid			of = pg_atomic_read_u32(&slot->dboid);
+
+		if (OidIsValid(of) && (of == dboid || !OidIsValid(dboid)))
+			shmem_request_stop(slot, of);
+	}
 }
 
-/* Let go of the relays this transaction kept away. Runs at every end. */
+/* Let go of the workers this transaction kept away. Runs at every end. */
 static void
 release_suspended(void)
 {
@@ -225,12 +287,23 @@ wake_for_messages(void)
 		return;
 
 	if (marks.control)
-		pg_atomic_fetch_add_u32(&slot->control_generation, 1);
+		pg_atomic_fetch_add_u32(&slot->worker.control_generation, 1);
 
 	/* A full barrier: the relay sees the count, or we see it asleep. */
 	pg_atomic_fetch_add_u64(&slot->commits, 1);
-	if (marks.control || pg_atomic_read_u32(&slot->sleeping) != 0)
-		shmem_set_latch(pg_atomic_read_u32(&slot->procno));
+	if (marks.control || pg_atomic_read_u32(&slot->worker.sleeping) != 0)
+		shmem_set_latch(pg_atomic_read_u32(&slot->worker.procno));
+}
+
+/* Something was decided, perhaps: for outbox.wait_decided(). */
+static void
+wake_waiters(void)
+{
+	RelaySlot  *slot = shmem_find_slot(MyDatabaseId);
+
+	pg_memory_barrier();
+	if (slot != NULL && pg_atomic_read_u32(&slot->waiters) > 0)
+		ConditionVariableBroadcast(&slot->progress_cv);
 }
 
 static void
@@ -241,18 +314,21 @@ act_on_commit(void)
 	if (marks.published || marks.control)
 		wake_for_messages();
 
-	foreach(lc, marks.restart)
+	if (marks.sides)
+		side_slots_wake_database(MyDatabaseId);
+	if (marks.decider)
 	{
-		RelaySlot  *slot = shmem_find_slot(lfirst_oid(lc));
+		side_slots_wake(MyDatabaseId, WORKER_DECIDER, 0);
+		wake_waiters();
+	}
+	foreach(lc, marks.inbox)
+		side_slots_wake(MyDatabaseId, WORKER_INBOX, lfirst_int(lc));
 
-		if (slot != NULL)
-			request_stop(slot);
-	}
 	if (marks.restart_all)
-	{
-		for (int i = 0; i < shared_state->nslots; i++)
-			request_stop(&shared_state->slots[i]);
-	}
+		request_stop(InvalidOid);
+	else
+		foreach(lc, marks.restart)
+			request_stop(lfirst_oid(lc));
 
 	foreach(lc, marks.look)
 		shmem_notify_launcher(lfirst_oid(lc));

@@ -7,7 +7,8 @@
  * or dropped the extension, or changed what the relay must re-read, tells the
  * launcher or the relay. Nothing happens at abort except forgetting and
  * letting go of relays that were kept away, and nothing in the callback can
- * raise an error: at that point it would be a PANIC.
+ * raise an error: at that point it would be a PANIC. Side workers (side_slot.h)
+ * are woken, stopped and kept away with the relay of their database.
  *
  * The order that loses no wake-up: the publisher makes its commit visible,
  * counts it in slot->commits (a full barrier), then looks at slot->sleeping;
@@ -34,6 +35,17 @@ extern void wakeup_mark_published(void);
 extern void wakeup_mark_control(void);
 
 /*
+ * This transaction gave the decider something to do, or changed what the
+ * workers of a subscription have to know: they look again at commit. If there
+ * is none yet, the relay looks whether one is needed.
+ */
+extern void wakeup_mark_decider(void);
+extern void wakeup_mark_inbox(int32 subscription);
+
+/* This transaction may have changed anything that side workers have to know. */
+extern void wakeup_mark_side_workers(void);
+
+/*
  * This transaction made the extension, or changed something that may want a
  * relay (dboid) started anew: the launcher looks at it at commit.
  */
@@ -41,20 +53,20 @@ extern void wakeup_mark_start(Oid dboid);
 
 /*
  * This transaction changed settings of dboid (InvalidOid: of all databases):
- * its relay restarts at commit.
+ * its workers restart at commit.
  */
 extern void wakeup_mark_restart(Oid dboid);
 
-/* This transaction dropped the extension of dboid: its relay ends at commit. */
+/* This transaction dropped the extension of dboid: its workers end at commit. */
 extern void wakeup_mark_stop(Oid dboid);
 
 /*
- * This transaction keeps the relay of dboid away until it ends, either way
- * (DROP DATABASE and its kin). Stops a running relay and waits, at most
- * timeout_ms, until it has left. False if it has not.
+ * This transaction keeps the workers of dboid away until it ends, either way
+ * (DROP DATABASE and its kin). Stops running ones and waits, at most
+ * timeout_ms, until they have left. False if one has not.
  *
  * The caller holds a lock on the database that keeps new connections out
- * (ShareLock or stronger): a relay that is just starting and waits for that
+ * (ShareLock or stronger): a worker that is just starting and waits for that
  * lock is not in the way and not waited for.
  */
 extern bool wakeup_suspend(Oid dboid, int timeout_ms);

@@ -1,6 +1,6 @@
 /*
  * worker.c
- *	  The beginning and the end of a relay's life.
+ *	  The beginning and the end of a worker's life.
  *
  * The slot is attached before connecting, for two reasons: settings are read
  * while connecting, so a change that commits after the attach finds
@@ -9,7 +9,7 @@
  *
  * The callback that gives the slot back is registered before connecting as
  * well. Callbacks run in reverse order, so it runs after the session's own
- * clean-up: the lock that makes a relay the only one is free by the time the
+ * clean-up: the lock that makes a worker the only one is free by the time the
  * launcher may start the next.
  */
 #include "postgres.h"
@@ -26,7 +26,6 @@
 #include "storage/proc.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
-#include "utils/timeout.h"
 #include "utils/timestamp.h"
 
 #include "outbox_kafka.h"
@@ -34,16 +33,9 @@
 
 /*
  * Advisory locks of users have 1 or 2 in the last field of their tag, so
- * nobody can take this one by SQL.
+ * nobody can take this one by SQL. The kind of worker is added.
  */
-#define RELAY_LOCK_FIELD4 0x6f6b
-
-/*
- * A lock that somebody else holds may not keep a relay from its messages; and
- * who waits for one of the relay's must not be told of a deadlock, after
- * deadlock_timeout.
- */
-#define RELAY_LOCK_TIMEOUT "100ms"
+#define WORKER_LOCK_FIELD4 0x6f6b
 
 /* Waiting time after a failure: doubled each time between these, in ms. */
 #define BACKOFF_MIN_MS 1000
@@ -56,13 +48,15 @@
 #define RESTART_PAUSE_MS 200
 #define RESTART_PAUSE_WITHIN_MS 1000
 
-static RelaySlot *my_slot = NULL;
+static WorkerSlot *my_slot = NULL;
+static const WorkerRole *my_role = NULL;
 
 /* What the slot becomes when this process ends without an error. */
 static SlotPhase phase_at_exit = SLOT_WANTED;
 
 static emit_log_hook_type prev_emit_log_hook = NULL;
 static char final_error[SLOT_ERROR_LENGTH];
+static int	final_error_code = 0;
 
 /*
  * Keep the text of what ends this process; detach_slot() stores it. It must
@@ -72,13 +66,16 @@ static void
 keep_final_error(ErrorData *edata)
 {
 	if (edata->elevel >= ERROR && edata->message != NULL)
+	{
 		strlcpy(final_error, edata->message, sizeof(final_error));
+		final_error_code = edata->sqlerrcode;
+	}
 
 	if (prev_emit_log_hook != NULL)
 		prev_emit_log_hook(edata);
 }
 
-/* Lines in the log say which database's relay they come from. */
+/* Lines in the log say which database's worker they come from. */
 static void
 name_worker(void *arg)
 {
@@ -96,14 +93,26 @@ after_failure(TimestampTz now, int failures)
 }
 
 /*
+ * Whether the process ends because it was asked to: in the middle of things,
+ * where only a FATAL gets out.
+ */
+static bool
+ends_as_asked(WorkerSlot *slot)
+{
+	return final_error_code == ERRCODE_ADMIN_SHUTDOWN &&
+		(ShutdownRequestPending || pg_atomic_read_u32(&slot->stop_requested) != 0);
+}
+
+/*
  * before_shmem_exit callback: give the slot back and tell whoever waits for
  * it. A failure delays the next start, a clean end does not.
  */
 static void
 detach_slot(int code, Datum arg)
 {
-	RelaySlot  *slot = my_slot;
+	WorkerSlot *slot = my_slot;
 	TimestampTz now = GetCurrentTimestamp();
+	bool		failed;
 
 	if (slot == NULL)
 		return;
@@ -112,18 +121,19 @@ detach_slot(int code, Datum arg)
 	/* An ERROR outside of a transaction may have left some behind. */
 	LWLockReleaseAll();
 
-	if (code != 0)
+	failed = code != 0 && !ends_as_asked(slot);
+	if (failed)
 	{
 		if (final_error[0] == '\0')
 			snprintf(final_error, sizeof(final_error),
-					 "the relay ended with exit code %d", code);
+					 "the %s ended with exit code %d", my_role->name, code);
 		shmem_set_error(slot, final_error);
 	}
 
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
 	slot->pid = 0;
 	slot->settled = false;
-	if (code != 0)
+	if (failed)
 	{
 		if (TimestampDifferenceExceeds(slot->started_at, now, HEALTHY_MS))
 			slot->failures = 0;
@@ -141,32 +151,34 @@ detach_slot(int code, Datum arg)
 	}
 	pg_atomic_write_u32(&slot->procno, SLOT_NO_PROC);
 	pg_atomic_write_u32(&slot->sleeping, 0);
-	pg_atomic_write_u64(&slot->in_flight, 0);
-	pg_atomic_write_u64(&slot->in_flight_bytes, 0);
+	if (my_role->detached != NULL)
+		my_role->detached(slot);
 	LWLockRelease(shared_state->lock);
 
-	ConditionVariableBroadcast(&slot->progress_cv);
+	if (my_role->left != NULL)
+		my_role->left(slot);
 	shmem_set_latch(pg_atomic_read_u32(&shared_state->launcher_procno));
 }
 
 /* Make the slot ours, or end: it may have gone to a later registration. */
-static RelaySlot *
-attach_slot(int index, uint32 generation)
+static void
+attach_slot(int number, uint32 generation)
 {
-	RelaySlot  *slot;
+	WorkerSlot *slot;
 	TimestampTz now = GetCurrentTimestamp();
 	bool		attached = false;
 
-	if (shared_state == NULL || index < 0 || index >= shared_state->nslots)
+	if (shared_state == NULL || number < 0 || number >= shmem_worker_count())
 		proc_exit(0);
-	slot = &shared_state->slots[index];
+	slot = shmem_worker(number);
 
 	before_shmem_exit(detach_slot, (Datum) 0);
 
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
 	if (slot->phase == SLOT_STARTING && slot->generation == generation)
 	{
-		if (slot->suspensions > 0)
+		if (shmem_is_suspended(pg_atomic_read_u32(&slot->dboid)) ||
+			(my_role->may_attach != NULL && !my_role->may_attach(slot)))
 			slot->phase = SLOT_WANTED;
 		else
 		{
@@ -176,8 +188,9 @@ attach_slot(int index, uint32 generation)
 			slot->started_at = now;
 			pg_atomic_write_u32(&slot->stop_requested, 0);
 			pg_atomic_write_u32(&slot->sleeping, 0);
-			pg_atomic_write_u32(&slot->state, RELAY_STARTING);
 			pg_atomic_write_u32(&slot->procno, compat_my_proc_number());
+			if (my_role->attached != NULL)
+				my_role->attached(slot);
 			my_slot = slot;
 			attached = true;
 		}
@@ -192,25 +205,13 @@ attach_slot(int index, uint32 generation)
 
 	prev_emit_log_hook = emit_log_hook;
 	emit_log_hook = keep_final_error;
-	return slot;
-}
-
-/*
- * lock_timeout interrupts a process by SIGINT, as pg_cancel_backend() does. The
- * relay minds the first only: it runs no statement that could be cancelled.
- */
-static void
-handle_sigint(SIGNAL_ARGS)
-{
-	if (get_timeout_indicator(LOCK_TIMEOUT, false))
-		StatementCancelHandler(postgres_signal_arg);
 }
 
 /* What ALTER DATABASE SET or the configuration file may not decide for us. */
 static void
 override_settings(void)
 {
-	static const struct
+	const struct
 	{
 		const char *name;
 		const char *value;
@@ -218,7 +219,7 @@ override_settings(void)
 	{
 		{"search_path", ""},
 		{"statement_timeout", "0"},
-		{"lock_timeout", RELAY_LOCK_TIMEOUT},
+		{"lock_timeout", my_role->lock_timeout},
 		{"idle_in_transaction_session_timeout", "0"},
 		{"idle_session_timeout", "0"},
 		{"transaction_timeout", "0"},
@@ -239,19 +240,21 @@ override_settings(void)
 
 /*
  * Held by the session until the process ends, and released by its clean-up
- * before detach_slot() runs. Whatever went wrong with the slots, two relays of
- * one database never run.
+ * before detach_slot() runs. Whatever went wrong with the slots, two workers
+ * that do the same never run.
  */
-static void
-take_relay_lock(void)
+void
+worker_take_lock(void)
 {
 	LOCKTAG		tag;
 
-	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, 0, 0, RELAY_LOCK_FIELD4);
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, (uint32) my_slot->subscription,
+						 (uint32) my_slot->number,
+						 WORKER_LOCK_FIELD4 + my_slot->kind);
 	if (LockAcquire(&tag, ExclusiveLock, true, true) == LOCKACQUIRE_NOT_AVAIL)
 		ereport(FATAL,
 				(errcode(ERRCODE_OBJECT_IN_USE),
-				 errmsg("another relay of this database is still running")));
+				 errmsg("another %s of this database is still running", my_role->name)));
 }
 
 static bool
@@ -266,15 +269,13 @@ has_extension(void)
 	return found;
 }
 
-RelaySlot *
-worker_attach(Datum main_arg)
+WorkerSlot *
+worker_begin(Datum main_arg, const WorkerRole *role)
 {
 	static ErrorContextCallback context;
-	RelaySlot  *slot;
 	uint32		generation;
-	Oid			dboid;
-	bool		probe_only;
 
+	my_role = role;
 	context.callback = name_worker;
 	context.previous = error_context_stack;
 	error_context_stack = &context;
@@ -288,44 +289,48 @@ worker_attach(Datum main_arg)
 	 */
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
-	pqsignal(SIGINT, handle_sigint);
+	pqsignal(SIGINT, role->handle_sigint);
 	BackgroundWorkerUnblockSignals();
 
-	slot = attach_slot(DatumGetInt32(main_arg), generation);
-	dboid = pg_atomic_read_u32(&slot->dboid);
+	attach_slot(DatumGetInt32(main_arg), generation);
 
-	BackgroundWorkerInitializeConnectionByOid(dboid, InvalidOid, 0);
-	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
+	BackgroundWorkerInitializeConnectionByOid(pg_atomic_read_u32(&my_slot->dboid),
+											  InvalidOid, 0);
+	pqsignal(SIGTERM, role->handle_sigterm);
 	CHECK_FOR_INTERRUPTS();
 
 	override_settings();
-	take_relay_lock();
+	worker_take_lock();
 	if (!has_extension())
 		worker_leave_idle();
+	return my_slot;
+}
 
+void
+worker_settle(void)
+{
 	LWLockAcquire(shared_state->lock, LW_EXCLUSIVE);
-	slot->settled = true;
-	probe_only = slot->probe_only;
+	my_slot->settled = true;
 	LWLockRelease(shared_state->lock);
-	if (probe_only)
-	{
-		phase_at_exit = SLOT_REFUSED;
-		proc_exit(0);
-	}
 
-	/* From now on it is a relay, for pg_stat_activity as well. */
+	/* From now on it is one of us, for pg_stat_activity as well. */
 	pgstat_report_activity(STATE_IDLE, NULL);
 
 	/* The launcher starts one at a time: the next one may come now. */
 	shmem_set_latch(pg_atomic_read_u32(&shared_state->launcher_procno));
-	return slot;
+}
+
+void
+worker_leave(SlotPhase phase)
+{
+	phase_at_exit = phase;
+	proc_exit(0);
 }
 
 void
 worker_leave_idle(void)
 {
-	phase_at_exit = SLOT_IDLE;
-	proc_exit(0);
+	worker_leave(SLOT_IDLE);
 }
 
 bool

@@ -1,0 +1,25 @@
+/*
+ * inbox_control.h
+ *	  What the SQL functions about subscriptions share.
+ */
+#ifndef OUTBOX_INBOX_CONTROL_H
+#define OUTBOX_INBOX_CONTROL_H
+
+#include "utils/array.h"
+#include "utils/timestamp.h"
+
+#include "confirmation.h"
+
+/*
+ * Begin to decide about a subscription: be the extension's owner, keep its
+ * workers from handling messages until the transaction ends, and have them look
+ * what was decided then. An error if there is none of that name, or it is not
+ * the current role's to decide. Returns its id. End with owner_end().
+ */
+extern int	inbox_control_begin(OwnerSession *session, const char *name);
+
+/* The same for a statement of its own, whose values begin with the id. */
+extern int64 inbox_control(const char *name, OwnerStatement *statement,
+						   Datum *values, const char *nulls);
+
+#endif							/* OUTBOX_INBOX_CONTROL_H */

@@ -1,0 +1,77 @@
+/*
+ * kafka_conf_consumer.c
+ *	  The configuration of a consumer of ours: positions come from the database
+ *	  and go there, only what was committed is read, and memory is bounded.
+ */
+#include <stdio.h>
+
+#include "kafka_conf_consumer.h"
+#include "kafka_conf_text.h"
+
+rd_kafka_conf_t *
+kafka_conf_build_consumer(const KafkaConsumerConfig *config,
+						  char *reason, size_t reason_size)
+{
+	rd_kafka_conf_t *conf = rd_kafka_conf_new();
+	char		queue_kb[32];
+
+	snprintf(queue_kb, sizeof(queue_kb), "%d", config->queue_kb);
+	{
+		const struct
+		{
+			const char *name;
+			const char *value;
+			bool		optional;
+		}			defaults[] = {
+			/* the promises */
+			{"enable.auto.commit", "false", false},
+			{"auto.commit.enable", "false", true},
+			{"enable.auto.offset.store", "false", false},
+			{"auto.offset.reset", "error", false},
+			{"isolation.level", "read_committed", false},
+			{"check.crcs", "true", false},
+			/* tells when all that is there has been read */
+			{"enable.partition.eof", "true", false},
+			/* of each partition; what a fetch brings may come on top */
+			{"queued.max.messages.kbytes", queue_kb, false},
+			/* a full queue is looked at again soon; before 2.3 after a second */
+			{"fetch.queue.backoff.ms", "20", true},
+			{"fetch.error.backoff.ms", "100", false},
+			{"socket.nagle.disable", "true", false},
+			{"socket.keepalive.enable", "true", false},
+			{"reconnect.backoff.ms", "50", false},
+			{"reconnect.backoff.max.ms", "1000", false},
+			{"topic.metadata.refresh.interval.ms", "60000", false},
+			{"allow.auto.create.topics", "false", false},
+			{"ssl.endpoint.identification.algorithm", "https", true},
+			/* log lines are events, taken by our own thread */
+			{"log.queue", "true", false},
+			{"group.id", config->group_id, false},
+			{"client.id", config->client_id, false},
+			{"client.software.name", "outbox_kafka", true},
+			{"client.software.version", rd_kafka_version_str(), true},
+			{"bootstrap.servers", config->bootstrap_servers, false},
+		};
+
+		for (size_t i = 0; i < sizeof(defaults) / sizeof(defaults[0]); i++)
+		{
+			if (!kafka_conf_default(conf, defaults[i].name, defaults[i].value,
+									defaults[i].optional, reason, reason_size))
+			{
+				rd_kafka_conf_destroy(conf);
+				return NULL;
+			}
+		}
+	}
+	if (kafka_conf_apply(conf, FOR_CONSUMER, config->properties, config->config_file,
+						 reason, reason_size))
+		return conf;
+	rd_kafka_conf_destroy(conf);
+	return NULL;
+}
+
+const char *
+kafka_consumer_conf_check(const char *properties)
+{
+	return kafka_conf_problem(FOR_CONSUMER, properties);
+}
