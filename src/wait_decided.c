@@ -146,19 +146,44 @@ wait_decided(RelaySlot *slot, text *correlation_id, TimestampTz end)
 	return result;
 }
 
+static void
+stop_waiting(int code, Datum arg)
+{
+	RelaySlot  *slot = (RelaySlot *) DatumGetPointer(arg);
+
+	pg_atomic_fetch_sub_u32(&slot->waiters, 1);
+}
+
+/* The same, counted as a waiter meanwhile, also if it ends by an error. */
+static char *
+wait_counted(RelaySlot *slot, text *correlation_id, TimestampTz end)
+{
+	char	   *volatile result = NULL;
+
+	pg_atomic_fetch_add_u32(&slot->waiters, 1);
+	PG_ENSURE_ERROR_CLEANUP(stop_waiting, PointerGetDatum(slot));
+	{
+		result = wait_decided(slot, correlation_id, end);
+	}
+	PG_END_ENSURE_ERROR_CLEANUP(stop_waiting, PointerGetDatum(slot));
+	stop_waiting(0, PointerGetDatum(slot));
+	return result;
+}
+
 Datum
 outbox_kafka_wait_decided(PG_FUNCTION_ARGS)
 {
 	text	   *correlation_id = PG_GETARG_TEXT_PP(0);
 	Interval   *timeout = PG_GETARG_INTERVAL_P(1);
 	TimestampTz end;
+	RelaySlot  *slot = shared_state ? shmem_find_slot(MyDatabaseId) : NULL;
 	char	   *result;
 
 	end = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
 												  TimestampTzGetDatum(GetCurrentTimestamp()),
 												  IntervalPGetDatum(timeout)));
-	result = wait_decided(shared_state ? shmem_find_slot(MyDatabaseId) : NULL,
-						  correlation_id, end);
+	result = slot ? wait_counted(slot, correlation_id, end) :
+		wait_decided(NULL, correlation_id, end);
 	if (result == NULL)
 		PG_RETURN_NULL();
 	PG_RETURN_TEXT_P(cstring_to_text(result));

@@ -39,7 +39,8 @@ typedef struct WakeupMarks
 	bool		decider;
 	bool		sides;			/* all side workers of this database */
 	bool		restart_all;
-	List	   *inbox;			/* subscriptions whose workers shall look again */
+	List	   *inbox;			/* subscriptions whose workers shall look
+								 * again */
 	List	   *look;			/* databases to tell the launcher of */
 	List	   *restart;		/* databases whose workers shall end */
 	List	   *suspended;		/* databases whose workers this keeps away */
@@ -295,6 +296,17 @@ wake_for_messages(void)
 		shmem_set_latch(pg_atomic_read_u32(&slot->worker.procno));
 }
 
+/* Something was decided, perhaps: for outbox.wait_decided(). */
+static void
+wake_waiters(void)
+{
+	RelaySlot  *slot = shmem_find_slot(MyDatabaseId);
+
+	pg_memory_barrier();
+	if (slot != NULL && pg_atomic_read_u32(&slot->waiters) > 0)
+		ConditionVariableBroadcast(&slot->progress_cv);
+}
+
 static void
 act_on_commit(void)
 {
@@ -306,7 +318,10 @@ act_on_commit(void)
 	if (marks.sides)
 		side_slots_wake_database(MyDatabaseId);
 	if (marks.decider)
+	{
 		side_slots_wake(MyDatabaseId, WORKER_DECIDER, 0);
+		wake_waiters();
+	}
 	foreach(lc, marks.inbox)
 		side_slots_wake(MyDatabaseId, WORKER_INBOX, lfirst_int(lc));
 

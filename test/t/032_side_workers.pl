@@ -236,6 +236,7 @@ wait_count($node, 'renamed', $INBOX, 2);
 ($rc, $took) = timed_psql($node, 'postgres', 'DROP DATABASE renamed');
 is($rc, 0, 'DROP DATABASE succeeds while side workers run');
 cmp_ok($took, '<', $AT_ONCE, 'at once');
+$node->safe_psql('postgres', 'DROP TABLESPACE elsewhere');
 
 my $slowest = 0;
 my $failed = 0;
