@@ -110,21 +110,28 @@ serve(Inbox *inbox, TimestampTz now)
 	}
 }
 
-/* librdkafka's threads must have ended before the process does. */
-static void
-end_at_exit(int code, Datum arg)
-{
-	KafkaConsumer *consumer = running_consumer;
-
-	running_consumer = NULL;
-	kafka_consumer_destroy(consumer);
-}
-
 static void
 stop_all(Inbox *inbox)
 {
 	for (int i = 0; i < inbox->npartitions; i++)
 		inbox_stop_reading(inbox->partitions[i]);
+}
+
+/*
+ * librdkafka's threads must have ended before the process does, and they wait
+ * for each message that was taken to be given back: one that ends in the middle
+ * of a batch has some.
+ */
+static void
+end_at_exit(int code, Datum arg)
+{
+	Inbox	   *inbox = (Inbox *) DatumGetPointer(arg);
+	KafkaConsumer *consumer = running_consumer;
+
+	running_consumer = NULL;
+	if (consumer != NULL)
+		stop_all(inbox);
+	kafka_consumer_destroy(consumer);
 }
 
 static void
@@ -522,7 +529,7 @@ outbox_kafka_inbox_main(Datum main_arg)
 		pg_atomic_read_u64(&slot->last_activity_at) == 0;
 	pg_atomic_write_u32(&slot->busy, 0);
 
-	before_shmem_exit(end_at_exit, (Datum) 0);
+	before_shmem_exit(end_at_exit, PointerGetDatum(inbox));
 	set_wait_events(inbox);
 	MemoryContextSwitchTo(inbox->loop_context);
 	run(inbox);

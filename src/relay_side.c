@@ -35,7 +35,10 @@ read_wanted(SideWanted **wanted, int *count)
 	{
 		SideWanted *all = palloc((*count + 1) * sizeof(SideWanted));
 
-		all[0] = (SideWanted) {.kind = WORKER_DECIDER};
+		all[0] = (SideWanted)
+		{
+			.kind = WORKER_DECIDER
+		};
 		for (int i = 0; i < *count; i++)
 			all[i + 1] = (*wanted)[i];
 		*wanted = all;

@@ -59,7 +59,8 @@ typedef struct WorkerSlot
 {
 	/*
 	 * Key: InvalidOid when free. Written under the lock, read without. The
-	 * kind is fixed; subscription and number do not change while dboid is set.
+	 * kind is fixed; subscription and number do not change while dboid is
+	 * set.
 	 */
 	pg_atomic_uint32 dboid;
 	WorkerKind	kind;
@@ -175,8 +176,8 @@ typedef struct SideSlot
 								 * started */
 	pg_atomic_uint64 failed;	/* handler calls that failed */
 	pg_atomic_uint64 last_activity_at;	/* TimestampTz, or 0 */
-	pg_atomic_uint32 busy;		/* inbox: 1 while it handles messages; stays if
-								 * it ends meanwhile */
+	pg_atomic_uint32 busy;		/* inbox: 1 while it handles messages; stays
+								 * if it ends meanwhile */
 } SideSlot;
 
 typedef struct SharedState

@@ -39,7 +39,8 @@ typedef struct WakeupMarks
 	bool		decider;
 	bool		sides;			/* all side workers of this database */
 	bool		restart_all;
-	List	   *inbox;			/* subscriptions whose workers shall look again */
+	List	   *inbox;			/* subscriptions whose workers shall look
+								 * again */
 	List	   *look;			/* databases to tell the launcher of */
 	List	   *restart;		/* databases whose workers shall end */
 	List	   *suspended;		/* databases whose workers this keeps away */
