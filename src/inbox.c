@@ -294,6 +294,7 @@ load(Inbox *inbox, TimestampTz now)
 	inbox->wait_until = 0;
 	inbox->discover_at = now;
 	inbox->dead_at = now;
+	inbox_dedupe_load();
 	return true;
 }
 

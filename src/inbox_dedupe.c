@@ -193,6 +193,12 @@ turn(int next)
 }
 
 void
+inbox_dedupe_load(void)
+{
+	look_at = 0;
+}
+
+void
 inbox_dedupe_rotate(Inbox *inbox, TimestampTz now)
 {
 	TimestampTz since;

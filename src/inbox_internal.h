@@ -355,6 +355,9 @@ extern bool inbox_retry_dead_letters(Inbox *inbox, TimestampTz now);
 extern bool inbox_is_duplicate(Inbox *inbox, const InboxPartition *partition,
 							   const KafkaItem *item, const pg_uuid_t *event_id);
 
+/* Windows may have changed. */
+extern void inbox_dedupe_load(void);
+
 /* Between transactions: empty what is older than the window. */
 extern void inbox_dedupe_rotate(Inbox *inbox, TimestampTz now);
 
