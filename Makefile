@@ -21,13 +21,13 @@ SHLIB_LINK = -lrdkafka
 
 # Tests, in the order in which they run. sql/ also holds the install script, so
 # this list is kept by hand; test/t/001_packaging.pl compares it with the files.
-REGRESS = objects publish publish_errors publish_encoding insert grants
+REGRESS = objects publish publish_errors publish_encoding insert grants confirmation
 REGRESS_OPTS = --temp-instance=./tmp_check_regress --temp-config=$(srcdir)/test/regress.conf
 
 ISOLATION = cursor_late_commit cursor_lock_order cursor_above_xmax cursor_long_writer \
 	cursor_prepared cursor_subtransaction cursor_fresh_sequence cursor_chunks \
 	cursor_segments cursor_bound_order cursor_empty_segment cursor_older_than_extension \
-	publish_order publish_grant
+	publish_order publish_grant confirmation_race
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation --load-extension=outbox_kafka \
 	--load-extension=cursor_test --temp-instance=./tmp_check_isolation --temp-config=$(srcdir)/test/regress.conf
 

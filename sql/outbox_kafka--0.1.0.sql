@@ -404,15 +404,17 @@ CREATE TABLE outbox.discard_request (
 	upto pg_snapshot,
 	requested_at timestamptz NOT NULL,
 	requested_by text NOT NULL,
+	if_unsent boolean NOT NULL DEFAULT false,
 	CHECK ((message_id IS NULL) OPERATOR(pg_catalog.<>) (upto IS NULL))
 ) USING heap;
-COMMENT ON TABLE outbox.discard_request IS 'messages of held lanes that the relay is asked to give up; it removes what is done';
+COMMENT ON TABLE outbox.discard_request IS 'messages that the relay is asked to give up; it removes what is done';
 COMMENT ON COLUMN outbox.discard_request.request_id IS 'random';
 COMMENT ON COLUMN outbox.discard_request.topic IS 'Kafka topic';
 COMMENT ON COLUMN outbox.discard_request.message_id IS 'one message; NULL: all that upto shows';
 COMMENT ON COLUMN outbox.discard_request.upto IS 'what had been published when it was asked for';
 COMMENT ON COLUMN outbox.discard_request.requested_at IS 'when it was asked for';
 COMMENT ON COLUMN outbox.discard_request.requested_by IS 'role that asked for it';
+COMMENT ON COLUMN outbox.discard_request.if_unsent IS 'only if it certainly has not been sent, also in a held lane';
 
 CREATE FUNCTION outbox.discard(event_id uuid) RETURNS bigint
 	LANGUAGE sql VOLATILE STRICT SECURITY DEFINER
@@ -1341,8 +1343,8 @@ CREATE FUNCTION outbox.withdraw(message_id bigint, asked_by text) RETURNS void
 			SELECT g.id, g.event_id, g.topic, g.created_at, clock_timestamp(), withdraw.asked_by FROM gone AS g
 			ON CONFLICT (id) DO NOTHING),
 		asked AS (
-			INSERT INTO outbox.discard_request (request_id, topic, message_id, requested_at, requested_by)
-			SELECT gen_random_uuid(), m.topic, m.id, clock_timestamp(), withdraw.asked_by
+			INSERT INTO outbox.discard_request (request_id, topic, message_id, requested_at, requested_by, if_unsent)
+			SELECT gen_random_uuid(), m.topic, m.id, clock_timestamp(), withdraw.asked_by, true
 			FROM outbox.message AS m
 			WHERE m.id = withdraw.message_id
 			  AND NOT outbox.is_delivered(m.xid, m.id, m.topic, m.key, m.partition)

@@ -53,7 +53,14 @@
 #define COUNTS_FROM_ACKNOWLEDGEMENT "acknowledgement"
 #define COUNTS_FROM_PUBLISHING "publishing"
 
-/* In outbox.confirmation, xid is the second column, restored the twelfth. */
+/*
+ * The row that is being made. A dump may bring one with the xid of the very
+ * transaction that restores it, but not with this id as well.
+ */
+static int64 making_id = 0;
+
+/* In outbox.confirmation, id is the first, xid is the second column, restored the twelfth. */
+#define ANUM_ID 1
 #define ANUM_XID 2
 #define ANUM_RESTORED 12
 
@@ -267,7 +274,9 @@ outbox_kafka_expect_confirmation(PG_FUNCTION_ARGS)
 	values[2] = PG_GETARG_DATUM(ARG_EVENT_ID);
 	values[3] = CStringGetTextDatum(topic);
 	values[4] = CStringGetTextDatum(correlation_id);
+	making_id = id;
 	owner_execute(&insert, values, nulls);
+	making_id = 0;
 	if (SPI_processed == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNIQUE_VIOLATION),
@@ -283,16 +292,18 @@ outbox_kafka_expect_confirmation(PG_FUNCTION_ARGS)
 }
 
 /*
- * BEFORE INSERT trigger of outbox.confirmation. What a dump brings has the xid
- * of another transaction.
+ * BEFORE INSERT trigger of outbox.confirmation: what outbox.expect_confirmation()
+ * has not made is what a dump brings.
  */
 Datum
 outbox_kafka_confirmation_before_insert(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigger = (TriggerData *) fcinfo->context;
 	TupleDesc	desc;
+	Datum		id;
 	Datum		xid;
-	bool		isnull;
+	bool		no_id;
+	bool		no_xid;
 	int			column = ANUM_RESTORED;
 	Datum		restored = BoolGetDatum(true);
 	bool		null = false;
@@ -309,9 +320,11 @@ outbox_kafka_confirmation_before_insert(PG_FUNCTION_ARGS)
 		return PointerGetDatum(NULL);
 
 	desc = RelationGetDescr(trigger->tg_relation);
-	xid = heap_getattr(trigger->tg_trigtuple, ANUM_XID, desc, &isnull);
-	if (!isnull && FullTransactionIdEquals(DatumGetFullTransactionId(xid),
-										   GetTopFullTransactionId()))
+	id = heap_getattr(trigger->tg_trigtuple, ANUM_ID, desc, &no_id);
+	xid = heap_getattr(trigger->tg_trigtuple, ANUM_XID, desc, &no_xid);
+	if (!no_id && DatumGetInt64(id) == making_id && !no_xid &&
+		FullTransactionIdEquals(DatumGetFullTransactionId(xid),
+								GetTopFullTransactionId()))
 		return PointerGetDatum(trigger->tg_trigtuple);
 	return PointerGetDatum(heap_modify_tuple_by_cols(trigger->tg_trigtuple, desc, 1,
 													 &column, &restored, &null));

@@ -31,6 +31,7 @@
 #include "compat.h"
 #include "decider.h"
 #include "due.h"
+#include "guc.h"
 #include "outbox_kafka.h"
 #include "side_worker.h"
 
@@ -41,8 +42,9 @@
 /* Something that is due is locked, or the table is. */
 #define LOCKED_INTERVAL_MS 200
 
-/* What is to be removed is removed in few strokes. */
-#define REMOVE_INTERVAL_MS 60000
+/* What is to be removed is removed in few strokes, in ms. */
+#define REMOVE_INTERVAL_MIN_MS 1000
+#define REMOVE_INTERVAL_MAX_MS 60000
 
 /* So long at most without a look; nothing should ever come of it. */
 #define SAFETY_INTERVAL_MS 300000
@@ -88,6 +90,14 @@ acknowledge(Decider *decider)
 	decider->acknowledge_at =
 		TimestampTzPlusMilliseconds(end, Max(ACKNOWLEDGE_INTERVAL_MS,
 											 TimestampDifferenceMilliseconds(start, end)));
+}
+
+static int64
+remove_interval(void)
+{
+	int64		tenth = (int64) guc_confirmation_retention * 100;
+
+	return Max(REMOVE_INTERVAL_MIN_MS, Min(tenth, REMOVE_INTERVAL_MAX_MS));
 }
 
 /*
@@ -137,7 +147,7 @@ work(Decider *decider, uint32 seen)
 		(void) decider_remove(&full);
 		if (full)
 			return now;
-		decider->remove_at = TimestampTzPlusMilliseconds(now, REMOVE_INTERVAL_MS);
+		decider->remove_at = TimestampTzPlusMilliseconds(now, remove_interval());
 		return now;
 	}
 	if (locked)

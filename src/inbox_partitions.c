@@ -484,7 +484,8 @@ ask_topics(Inbox *inbox, List **topics)
 								   found_topic, topics, &error) &&
 			error.class != KAFKA_ERROR_TOPIC)
 		{
-			add_problem(inbox, "no answer from Kafka: %s", error.message);
+			add_problem(inbox, "no answer from Kafka: %s",
+						inbox->event_text[0] != '\0' ? inbox->event_text : error.message);
 			return false;
 		}
 	}
@@ -630,17 +631,18 @@ inbox_discover(Inbox *inbox, TimestampTz now)
 
 	resetStringInfo(&inbox->problem);
 	inbox->discover_at = TimestampTzPlusMilliseconds(now, AGAIN_MS);
+	/* an answer about topics brings the cluster's id along */
+	if (!ask_topics(inbox, &topics))
+		return;
 	cluster = kafka_consumer_cluster(inbox->consumer, ASK_MS);
 	if (cluster == NULL)
 	{
-		add_problem(inbox, "no answer from Kafka%s%s",
-					inbox->event_text[0] != '\0' ? ": " : "", inbox->event_text);
+		add_problem(inbox, "no answer from Kafka");
 		return;
 	}
 	if (inbox->cluster == NULL || strcmp(inbox->cluster, cluster) != 0)
 		inbox->cluster = MemoryContextStrdup(inbox->context, cluster);
-
-	if (!ask_topics(inbox, &topics) || !note_partitions(inbox, topics))
+	if (!note_partitions(inbox, topics))
 		return;
 	inbox->discover_at = TimestampTzPlusMilliseconds(now, inbox->problem.len > 0 ?
 													 MISSING_MS : guc_metadata_refresh * 1000L);

@@ -178,7 +178,8 @@ kafka_consumer_wake(const KafkaConsumer *consumer)
 
 /*
  * The file of properties is for producers as well: that some are not a
- * consumer's is nothing to warn of.
+ * consumer's is nothing to warn of; nor is a property that only the simple
+ * consumer has, which this one is.
  */
 static void
 serve_log(rd_kafka_event_t *event, const KafkaEventHandlers *handlers, void *arg)
@@ -189,7 +190,8 @@ serve_log(rd_kafka_event_t *event, const KafkaEventHandlers *handlers, void *arg
 	int			level;
 
 	if (rd_kafka_event_log(event, &facility, &text, &level) != 0 ||
-		strstr(text, "is a producer property") != NULL)
+		strstr(text, "is a producer property") != NULL ||
+		strstr(text, "auto.commit.enable is deprecated") != NULL)
 		return;
 	kafka_copy_text(line, sizeof(line), text);
 	handlers->log(arg, level, line);

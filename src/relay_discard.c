@@ -59,6 +59,7 @@ struct DiscardRequest
 	RelayTopic *topic;
 	XidSnapshot *upto;			/* NULL: one message */
 	char	   *by;
+	bool		if_unsent;		/* not if it is in doubt, held or not */
 	bool		done;			/* the one message is entered as discarded */
 	uint64		count;			/* given up by this relay */
 };
@@ -137,7 +138,7 @@ discard_load(Relay *relay)
 	MemoryContextReset(discard->context);
 
 	SPI_connect();
-	if (SPI_execute("SELECT r.request_id, r.topic, r.message_id, r.upto, r.requested_by,"
+	if (SPI_execute("SELECT r.request_id, r.topic, r.message_id, r.upto, r.requested_by, r.if_unsent,"
 					" EXISTS (SELECT FROM outbox.discarded_message AS d WHERE d.id = r.message_id)"
 					" FROM outbox.discard_request AS r ORDER BY r.requested_at", true, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not read outbox.discard_request");
@@ -155,7 +156,8 @@ discard_load(Relay *relay)
 		request->id = *DatumGetUUIDP(SPI_getbinval(tuple, desc, 1, &isnull));
 		topic = TextDatumGetCString(SPI_getbinval(tuple, desc, 2, &isnull));
 		request->by = TextDatumGetCString(SPI_getbinval(tuple, desc, 5, &isnull));
-		request->done = DatumGetBool(SPI_getbinval(tuple, desc, 6, &isnull));
+		request->if_unsent = DatumGetBool(SPI_getbinval(tuple, desc, 6, &isnull));
+		request->done = DatumGetBool(SPI_getbinval(tuple, desc, 7, &isnull));
 		upto = SPI_getbinval(tuple, desc, 4, &isnull);
 		if (!isnull)
 			request->upto = xid_snapshot_from_datum(upto);
@@ -206,6 +208,14 @@ discard_begin(Relay *relay)
 		relay->discard->finish_at = GetCurrentTimestamp();
 }
 
+/* Whether a row may have been sent without our knowing. */
+static bool
+is_in_doubt(const RelayDiscard *discard, const CursorRow *row)
+{
+	return discard->doubt == NULL ||
+		xid_snapshot_sees(discard->doubt->snapshot, row->xid);
+}
+
 DiscardRequest *
 discard_request_for(const Relay *relay, const RelayHeld *held, const CursorRow *row)
 {
@@ -213,11 +223,15 @@ discard_request_for(const Relay *relay, const RelayHeld *held, const CursorRow *
 	const RelayTopic *topic = held->topic;
 	ListCell   *lc;
 
+	if (!held->discards)
+		return NULL;
 	if (discard->messages)
 	{
 		DiscardMessage *message = hash_search(discard->messages, &row->id, HASH_FIND, NULL);
 
-		if (message && message->request->topic == topic)
+		if (message && message->request->topic == topic &&
+			(message->request->done || !message->request->if_unsent ||
+			 !is_in_doubt(discard, row)))
 			return message->request;
 	}
 	foreach(lc, discard->requests)
@@ -248,26 +262,30 @@ discard_request_for_main(const Relay *relay, const RelayTopic *topic, const Curs
 	message = hash_search(discard->messages, &row->id, HASH_FIND, NULL);
 	if (message == NULL || message->request->topic != topic)
 		return NULL;
-	if (!message->request->done &&
-		(discard->doubt == NULL || xid_snapshot_sees(discard->doubt->snapshot, row->xid)))
-		return NULL;
-	return message->request;
+	return message->request->done || !is_in_doubt(discard, row) ?
+		message->request : NULL;
 }
 
-void
-discard_doubt(Relay *relay, CursorBound *bound)
+static void
+doubt(RelayDiscard *discard, CursorBound *bound)
 {
-	RelayDiscard *discard = relay->discard;
-
 	if (discard->doubt)
 		cursor_bound_release(discard->doubt);
 	discard->doubt = cursor_bound_share(bound);
 }
 
-bool
-discard_doubts_all(const Relay *relay)
+void
+discard_first_bound(Relay *relay, CursorBound *bound)
 {
-	return relay->discard->doubt == NULL;
+	if (relay->discard->doubt == NULL)
+		doubt(relay->discard, bound);
+}
+
+void
+discard_doubt(Relay *relay)
+{
+	if (relay->discard->doubt != NULL)
+		doubt(relay->discard, window_newest_bound(relay->window));
 }
 
 /* ---- in a chunk ---- */
@@ -427,7 +445,8 @@ finish(Relay *relay, TimestampTz now)
 		accumulate(&ids, UUIDPGetDatum(&((DiscardRequest *) lfirst(lc))->id), UUIDOID);
 	values[0] = makeArrayResult(ids, CurrentMemoryContext);
 	SPI_connect();
-	/* the request for a message is what keeps it from being sent after a crash */
+
+	/* that for a message is what keeps it from being sent after a crash */
 	if (SPI_execute_with_args("DELETE FROM outbox.discard_request AS r"
 							  " WHERE r.request_id = ANY ($1) AND (r.message_id IS NULL OR NOT EXISTS ("
 							  "  SELECT FROM outbox.message AS m WHERE m.id = r.message_id"

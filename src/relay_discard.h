@@ -41,11 +41,16 @@ extern DiscardRequest *discard_request_for_main(const Relay *relay,
 												const CursorRow *row);
 
 /*
- * Messages that are visible in bound may have been sent without our knowing.
- * Before the first call, so may all.
+ * The main cursor opens a batch. With the first one: what is visible in it may
+ * have been sent by the relay before. Before it, all may.
  */
-extern void discard_doubt(Relay *relay, CursorBound *bound);
-extern bool discard_doubts_all(const Relay *relay);
+extern void discard_first_bound(Relay *relay, CursorBound *bound);
+
+/*
+ * From now on it is not known any more what became of messages that were handed
+ * to a producer.
+ */
+extern void discard_doubt(Relay *relay);
 
 /* Store those, in the transaction that read them. False: there were none. */
 extern bool discard_store(Relay *relay);

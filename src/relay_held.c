@@ -525,6 +525,8 @@ compare_ids(const void *a, const void *b)
 void
 relay_held_settle_leftovers(Relay *relay, RelayHeld *held)
 {
+	if (held->unreported > 0)
+		discard_doubt(relay);
 	held->unreported = 0;
 	held->narrived = 0;
 	if (held->nleftovers == 0)
@@ -611,6 +613,8 @@ relay_held_forget_producer(Relay *relay, bool isolation)
 	{
 		RelayHeld  *held = (RelayHeld *) lfirst(lc);
 
+		if (held->unreported > 0 || window_in_flight(held->window) > 0)
+			discard_doubt(relay);
 		if (!isolation)
 		{
 			relay->repeated += held->unreported;

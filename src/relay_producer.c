@@ -456,6 +456,8 @@ relay_producer_close(Relay *relay)
 
 	if (relay->producer == NULL)
 		return;
+	if (window_in_flight(relay->window) > 0)
+		discard_doubt(relay);
 
 	/* what is not committed is not there, for those who read what is */
 	if (!relay->exact)
@@ -478,8 +480,6 @@ relay_producer_close(Relay *relay)
 	relay->unresolved = NULL;
 	relay->unresolved_since = 0;
 	relay->unproven = NULL;
-	if (window_in_flight(relay->window) > 0 && !discard_doubts_all(relay))
-		discard_doubt(relay, window_newest_bound(relay->window));
 	window_reset(relay->window);
 	relay_transaction_closed(relay, TRANSACTION_MAIN);
 	relay->caught_up = false;

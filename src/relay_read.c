@@ -268,16 +268,19 @@ is_passed_over(Relay *relay, RelayHeld *held, const CursorRow *row, RelayTopic *
 }
 
 /*
- * Give a row up, as somebody asked for. False: not yet. The cursor has to have
- * come to it by then: what is on disk as discarded is behind the progress.
+ * Give a row up, as somebody asked for. False: not yet. A held lane has to have
+ * come to it by then: what is on disk as discarded is behind its progress.
  */
 static bool
-discard_row(Relay *relay, RelayHeld *held, const CursorRow *row, DiscardRequest *request)
+discard_row(Relay *relay, RelayHeld *held, const CursorRow *row, RelayTopic *topic,
+			DiscardRequest *request)
 {
-	if (window_oldest(held->window) != NULL)
+	if (held && window_oldest(held->window) != NULL)
 		return false;
 	discard_add(relay, request, row);
-	pass(relay, held, row, held->topic);
+	pass(relay, held, row, topic);
+	if (held == NULL)
+		return true;
 	if (held->lane.waiting > 0)
 		held->lane.waiting--;
 	if (held->suspects > 0)
@@ -308,6 +311,7 @@ static bool
 send_row_in_context(Relay *relay, RelayHeld *held, const CursorRow *row, TimestampTz now)
 {
 	RelayTopic *topic = record_topic(relay->topics, row->slot);
+	DiscardRequest *request;
 	KafkaProducer *producer = relay->producer;
 	KafkaRecord record;
 	WindowEntry entry;
@@ -316,13 +320,12 @@ send_row_in_context(Relay *relay, RelayHeld *held, const CursorRow *row, Timesta
 
 	if (is_passed_over(relay, held, row, topic))
 		return true;
+	request = held ? discard_request_for(relay, held, row) :
+		discard_request_for_main(relay, topic, row);
+	if (request)
+		return discard_row(relay, held, row, topic, request);
 	if (held)
 	{
-		DiscardRequest *request = held->discards ?
-		discard_request_for(relay, held, row) : NULL;
-
-		if (request)
-			return discard_row(relay, held, row, request);
 		if (held->state == RELAY_HELD_WAITING)
 		{
 			/* it was read for those alone, and the rest has to wait */
@@ -332,17 +335,6 @@ send_row_in_context(Relay *relay, RelayHeld *held, const CursorRow *row, Timesta
 		topic = held->sends_as;
 		if (held->isolated)
 			producer = isolation_producer(relay, now);
-	}
-	else
-	{
-		DiscardRequest *request = discard_request_for_main(relay, topic, row);
-
-		if (request)
-		{
-			discard_add(relay, request, row);
-			pass(relay, NULL, row, topic);
-			return true;
-		}
 	}
 	if (producer == NULL || relay_topic_is_stale(topic, now))
 		return must_resolve(relay, held, topic);
@@ -475,10 +467,7 @@ open_batch(Relay *relay, const OutboxCatalog *catalog)
 	if (bound->snapshot->nxip == 0 && bound->snapshot->xmax == bound->next_xid)
 		relay->quiet_next_xid = bound->next_xid;
 	window_begin_batch(relay->window, bound);
-
-	/* what committed before may be what the last relay had in flight */
-	if (discard_doubts_all(relay))
-		discard_doubt(relay, bound);
+	discard_first_bound(relay, bound);
 	return bound;
 }
 

@@ -36,8 +36,9 @@
 
 /* Columns of outbox.confirmation */
 #define ANUM_XID 2
+#define ANUM_CORRELATION_ID 5
 #define ANUM_EXPECTED_BY 6
-#define ANUM_DECISION 19
+#define ANUM_DECISION 20
 
 PG_FUNCTION_INFO_V1(outbox_kafka_wait_decided);
 
@@ -73,7 +74,7 @@ look(text *correlation_id)
 	HeapTuple	tuple;
 	char	   *result = NULL;
 
-	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_TEXTEQ, PointerGetDatum(correlation_id));
+	ScanKeyInit(&key, ANUM_CORRELATION_ID, BTEqualStrategyNumber, F_TEXTEQ, PointerGetDatum(correlation_id));
 	key.sk_collation = index_rel->rd_indcollation[0];
 	scan = systable_beginscan_ordered(rel, index_rel, snapshot, 1, &key);
 	tuple = systable_getnext_ordered(scan, BackwardScanDirection);

@@ -11,12 +11,20 @@
  *	  kafka_admin BOOTSTRAP offsets TOPIC
  *	  kafka_admin BOOTSTRAP allow PRINCIPAL OPERATION topic|cluster NAME
  *	  kafka_admin BOOTSTRAP withdraw PRINCIPAL OPERATION topic|cluster NAME
+ *	  kafka_admin BOOTSTRAP remove TOPIC PARTITION OFFSET
+ *	  kafka_admin BOOTSTRAP committed GROUP TOPIC PARTITION
+ *	  kafka_admin BOOTSTRAP transact TOPIC PARTITION commit|abort VALUE...
+ *	  kafka_admin BOOTSTRAP produce TOPIC PARTITION KEY FILE [NAME[=VALUE]...]
  *
  * metadata prints a line "broker ID" for each broker that is alive and a line
  * "partition TOPIC NUMBER LEADER REPLICAS IN_SYNC" for each partition (leader
  * -1: none). offsets prints "NUMBER LOW HIGH" for each partition. configure
  * replaces the topic's whole configuration. allow and withdraw add and remove an
- * ACL, for any host; OPERATION is a name of Kafka's, such as WRITE. Success is
+ * ACL, for any host; OPERATION is a name of Kafka's, such as WRITE. remove
+ * deletes the records before an offset, as retention does. committed prints the
+ * group's offset, -1001 if there is none. transact writes records without a key
+ * in a transaction, which it commits or aborts. produce writes a record with a
+ * file's content as value and these headers; - is no key, or no value. Success is
  * exit code 0; errors go to standard error with exit code 1.
  */
 #include <librdkafka/rdkafka.h>
@@ -62,6 +70,17 @@ to_number(const char *text)
 	if (end == text || *end != '\0' || number < 1 || number > 100000)
 		fail("not a count: %s", text);
 	return (int) number;
+}
+
+static long long
+to_offset(const char *text)
+{
+	char	   *end;
+	long long	number = strtoll(text, &end, 10);
+
+	if (end == text || *end != '\0' || number < 0)
+		fail("not a number: %s", text);
+	return number;
 }
 
 /* Wait for the result of a request about topics; its first error ends us. */
@@ -343,6 +362,131 @@ print_offsets(const char *name)
 	rd_kafka_topic_destroy(handle);
 }
 
+static void
+remove_records(rd_kafka_queue_t *queue, char **argv)
+{
+	rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(1);
+	rd_kafka_DeleteRecords_t *request;
+	const rd_kafka_topic_partition_list_t *result;
+	rd_kafka_event_t *event;
+
+	rd_kafka_topic_partition_list_add(list, argv[0], (int32_t) to_offset(argv[1]))->offset = to_offset(argv[2]);
+	request = rd_kafka_DeleteRecords_new(list);
+	rd_kafka_DeleteRecords(client, &request, 1, NULL, queue);
+	event = rd_kafka_queue_poll(queue, 2 * TIMEOUT_MS);
+	if (event == NULL)
+		fail("no answer");
+	check_error(rd_kafka_event_error(event), rd_kafka_event_error_string(event));
+	result = rd_kafka_DeleteRecords_result_offsets(rd_kafka_event_DeleteRecords_result(event));
+	for (int i = 0; i < result->cnt; i++)
+		check_error(result->elems[i].err, NULL);
+	rd_kafka_event_destroy(event);
+	rd_kafka_DeleteRecords_destroy(request);
+	rd_kafka_topic_partition_list_destroy(list);
+}
+
+static void
+set_conf(rd_kafka_conf_t *conf, const char *name, const char *value)
+{
+	if (rd_kafka_conf_set(conf, name, value, errstr, sizeof(errstr)) != RD_KAFKA_CONF_OK)
+		fail("%s", errstr);
+}
+
+static rd_kafka_t *
+new_client(rd_kafka_type_t type, const char *bootstrap, const char *name, const char *value)
+{
+	rd_kafka_conf_t *conf = rd_kafka_conf_new();
+	rd_kafka_t *result;
+
+	set_conf(conf, "bootstrap.servers", bootstrap);
+	set_conf(conf, "log_level", "0");
+	set_conf(conf, name, value);
+	result = rd_kafka_new(type, conf, errstr, sizeof(errstr));
+	if (result == NULL)
+		fail("%s", errstr);
+	return result;
+}
+
+static void
+print_committed(const char *bootstrap, char **argv)
+{
+	rd_kafka_t *consumer = new_client(RD_KAFKA_CONSUMER, bootstrap, "group.id", argv[0]);
+	rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(1);
+
+	rd_kafka_topic_partition_list_add(list, argv[1], (int32_t) to_offset(argv[2]));
+	check_error(rd_kafka_committed(consumer, list, TIMEOUT_MS), NULL);
+	check_error(list->elems[0].err, NULL);
+	printf("%lld\n", (long long) list->elems[0].offset);
+	rd_kafka_topic_partition_list_destroy(list);
+	rd_kafka_destroy(consumer);
+}
+
+static void
+check_done(rd_kafka_error_t *error)
+{
+	if (error != NULL)
+		fail("%s", rd_kafka_error_string(error));
+}
+
+static void
+produce(const char *bootstrap, int argc, char **argv)
+{
+	rd_kafka_t *producer = new_client(RD_KAFKA_PRODUCER, bootstrap, "message.max.bytes", "100000000");
+	rd_kafka_headers_t *headers = rd_kafka_headers_new(1);
+	const char *key = strcmp(argv[2], "-") == 0 ? NULL : argv[2];
+	char	   *value = NULL;
+	size_t		length = 0;
+
+	if (strcmp(argv[3], "-") != 0)
+	{
+		FILE	   *file = fopen(argv[3], "rb");
+
+		value = malloc(100000000);
+		if (file == NULL || value == NULL)
+			fail("could not read %s", argv[3]);
+		length = fread(value, 1, 100000000, file);
+		fclose(file);
+	}
+	for (int i = 4; i < argc; i++)
+	{
+		char	   *equals = strchr(argv[i], '=');
+
+		rd_kafka_header_add(headers, argv[i], equals ? equals - argv[i] : -1,
+							equals ? equals + 1 : NULL, equals ? -1 : 0);
+	}
+	check_error(rd_kafka_producev(producer, RD_KAFKA_V_TOPIC(argv[0]),
+								  RD_KAFKA_V_PARTITION((int32_t) to_offset(argv[1])),
+								  RD_KAFKA_V_KEY(key, key ? strlen(key) : 0),
+								  RD_KAFKA_V_VALUE(value, length),
+								  RD_KAFKA_V_HEADERS(headers), RD_KAFKA_V_END), NULL);
+	check_error(rd_kafka_flush(producer, TIMEOUT_MS), NULL);
+	if (rd_kafka_outq_len(producer) > 0)
+		fail("the record was not taken");
+	rd_kafka_destroy(producer);
+	free(value);
+}
+
+static void
+transact(const char *bootstrap, int argc, char **argv)
+{
+	rd_kafka_t *producer = new_client(RD_KAFKA_PRODUCER, bootstrap, "transactional.id", argv[0]);
+
+	check_done(rd_kafka_init_transactions(producer, TIMEOUT_MS));
+	check_done(rd_kafka_begin_transaction(producer));
+	for (int i = 3; i < argc; i++)
+		check_error(rd_kafka_producev(producer, RD_KAFKA_V_TOPIC(argv[0]),
+									  RD_KAFKA_V_PARTITION((int32_t) to_offset(argv[1])),
+									  RD_KAFKA_V_VALUE(argv[i], strlen(argv[i])),
+									  RD_KAFKA_V_MSGFLAGS(RD_KAFKA_MSG_F_COPY),
+									  RD_KAFKA_V_END), NULL);
+	check_error(rd_kafka_flush(producer, TIMEOUT_MS), NULL);
+	if (strcmp(argv[2], "commit") == 0)
+		check_done(rd_kafka_commit_transaction(producer, TIMEOUT_MS));
+	else
+		check_done(rd_kafka_abort_transaction(producer, TIMEOUT_MS));
+	rd_kafka_destroy(producer);
+}
+
 int
 main(int argc, char **argv)
 {
@@ -375,6 +519,14 @@ main(int argc, char **argv)
 		print_offsets(argv[3]);
 	else if ((strcmp(command, "allow") == 0 || strcmp(command, "withdraw") == 0) && argc == 7)
 		change_acl(queue, strcmp(command, "allow") == 0, argv + 3);
+	else if (strcmp(command, "remove") == 0 && argc == 6)
+		remove_records(queue, argv + 3);
+	else if (strcmp(command, "committed") == 0 && argc == 6)
+		print_committed(argv[1], argv + 3);
+	else if (strcmp(command, "transact") == 0 && argc >= 6)
+		transact(argv[1], argc - 3, argv + 3);
+	else if (strcmp(command, "produce") == 0 && argc >= 7)
+		produce(argv[1], argc - 3, argv + 3);
 	else
 		fail("no such command or wrong arguments: %s", command);
 

@@ -273,6 +273,7 @@ $node->safe_psql('a', q{
 	FROM pg_proc AS p, LATERAL (
 		SELECT format(f, p.oid::regproc, coalesce((SELECT string_agg(CASE WHEN NOT p.proisstrict THEN 'NULL' -- a strict function of NULL is not called
 				WHEN t.type = 'uuid'::regtype THEN $$'11111111-2222-3333-4444-555555555556'$$ WHEN t.type = 'text'::regtype THEN $$'orders'$$
+				WHEN t.type = 'inbox.message'::regtype THEN $$'(,,,,,,,,)'$$
 				ELSE $$'0'$$ END || '::' || format_type(t.type, NULL), ', ' ORDER BY t.n)
 			FROM unnest(p.proargtypes::oid[]) WITH ORDINALITY AS t(type, n)), ''), p.oid::regprocedure)
 		FROM unnest(CASE WHEN p.prorettype = 'trigger'::regtype
@@ -331,6 +332,9 @@ my @allowed = (
 	qr/^INSERT INTO outbox\.message \((topic|key|payload|headers|partition|event_id|correlation_id)\) VALUES .* -> reached: topic must not be NULL$/,
 	qr/^INSERT INTO outbox\.message DEFAULT VALUES -> reached: topic must not be NULL$/,
 	qr/^SELECT (\* FROM )?outbox\.publish\(NULL.* -> reached: topic must not be NULL$/,
+	qr/^SELECT (\* FROM )?outbox\.expect_confirmation\(NULL.* -> reached: event_id must not be NULL$/,
+	qr/^SELECT (\* FROM )?outbox\.wait_decided\('orders'.* -> done$/,
+	qr/^SELECT (\* FROM )?outbox\.(confirm|reject)_by_message\(.* -> reached: outbox\.\w+_by_message\(\) is called by inbox workers only$/,
 	qr/^SELECT (\* FROM )?outbox\.current_segment\(\) -> done$/);
 my @app = grep { !/ -> reached: cannot (insert into|update|delete from) view / } attempts('app');
 my @too_much = grep { my $line = $_; !grep { $line =~ $_ } @allowed } @app;
@@ -360,7 +364,7 @@ for my $role ('nobody', 'app', 'owner')
 		SELECT string_agg(format('%s', p.oid::regprocedure), ', ')
 		FROM pg_proc AS p
 		WHERE p.pronamespace = 'outbox'::regnamespace AND has_function_privilege('$role', p.oid, 'EXECUTE')
-			AND NOT (p.proname = 'publish' AND '$role' = 'app') AND p.proname <> 'current_segment'}), '', "$role executes nothing else");
+			AND NOT (p.proname IN ('publish', 'expect_confirmation', 'wait_decided', 'confirm_by_message', 'reject_by_message') AND '$role' = 'app') AND p.proname <> 'current_segment'}), '', "$role executes nothing else");
 }
 
 # ---------------------------------------------------------------------------

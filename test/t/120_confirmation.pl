@@ -238,11 +238,29 @@ wait_field($published, 'withdrawn', 't');
 wait_field($id2, 'withdrawn', 't');
 is(sql("SELECT outbox.status('$published')"), 'discarded', 'a message that was not sent in time is withdrawn');
 wait_delivered($node, 'a');
-my @ids = map { $_->{headers}{ce_id} // '' } $kafka->consume('orders'), $kafka->consume('steady');
+my @ids = map { $_->{header}{ce_id} // '' } $kafka->consume('orders'), $kafka->consume('steady');
 is(scalar(grep { $_ eq $published || $_ eq $id2 } @ids), 0, 'it never arrives');
 is(scalar(grep { $_ eq $acknowledged || $_ eq $last } @ids), 2, 'the others do');
 wait_until('requests are removed', sub { sql('SELECT count(*) FROM outbox.discard_request') == 0 }, 20,
 	sub { sql('SELECT * FROM outbox.discard_request') });
+
+# in flight when its time is over, and when the server dies: it may have been
+# sent, and is
+$kafka->pause(1);
+$id = expect('orders', '1.5 s', "$all, counts_from => 'publishing'");
+wait_until('it is in flight', sub { sql('SELECT in_flight FROM outbox.relay_status') > 0 }, 30);
+wait_field($id, 'status', 'compensated');
+ok(sql('SELECT count(*) FROM outbox.discard_request') > 0, 'it is asked to be given up');
+$session->quit;
+$node->stop('immediate');
+$kafka->cont(1);
+$node->start;
+wait_delivered($node, 'a');
+wait_until('requests are removed', sub { sql('SELECT count(*) FROM outbox.discard_request') == 0 }, 20);
+cmp_ok(scalar(grep { ($_->{header}{ce_id} // '') eq $id } $kafka->consume('orders')), '>', 0, 'what may have been sent arrives');
+is(field($id, 'withdrawn'), 'f', 'and is not shown as withdrawn');
+$session = $node->background_psql('a');
+$session->query_safe('SELECT 1');
 
 # held and parked ones
 sql(q{SELECT outbox.pause('other')});

@@ -69,9 +69,9 @@ sub inbox_pid
 		"SELECT coalesce(max(pid), 0) FROM inbox.workers WHERE name = '$name' AND worker = $worker");
 }
 
-=item wait_handled($node, $database, $table_condition, $count, $seconds)
+=item wait_handled($node, $database, $from, $count, $seconds)
 
-Until so many rows are in the table handled (or in what is given as "table
+Until so many rows are in a table (or in what is given as "table
 WHERE ..."). Fails if there are more.
 
 =cut
@@ -79,7 +79,6 @@ WHERE ..."). Fails if there are more.
 sub wait_handled
 {
 	my ($node, $database, $from, $count, $seconds) = @_;
-	$from = 'handled' if $from !~ / /;
 	my $is = -1;
 	wait_until(
 		"$count rows in $from",

@@ -346,6 +346,63 @@ sub wait_messages
 	return;
 }
 
+=item $kafka->produce($topic, $partition, %options)
+
+One record that no outbox has written. Options: key, value (bytes; without it,
+or undef: none) and headers (array of names and values).
+
+=item $kafka->transact($topic, $partition, $end, @values)
+
+Records in a Kafka transaction that ends with commit or abort.
+
+=item $kafka->remove_records($topic, $partition, $offset)
+
+Delete what is before the offset, as retention would.
+
+=item $kafka->committed($group, $topic, $partition)
+
+The group's offset; -1001 if there is none.
+
+=cut
+
+sub produce
+{
+	my ($self, $topic, $partition, %options) = @_;
+	my $file = "$self->{dir}/produce";
+	my @headers = @{ $options{headers} // [] };
+	my @arguments;
+	while (@headers)
+	{
+		my ($name, $value) = splice @headers, 0, 2;
+		push @arguments, defined $value ? "$name=$value" : $name;
+	}
+	write_file($file, $options{value} // '');
+	$self->admin('produce', $topic, $partition, $options{key} // '-',
+		defined $options{value} ? $file : '-', @arguments);
+	return;
+}
+
+sub transact
+{
+	my ($self, $topic, $partition, $end, @values) = @_;
+	$self->admin('transact', $topic, $partition, $end, @values);
+	return;
+}
+
+sub remove_records
+{
+	my ($self, $topic, $partition, $offset) = @_;
+	$self->admin('remove', $topic, $partition, $offset);
+	return;
+}
+
+sub committed
+{
+	my ($self, $group, $topic, $partition) = @_;
+	my ($offset) = $self->admin('committed', $group, $topic, $partition);
+	return $offset;
+}
+
 =item $kafka->consume($topic, %options)
 
 All records of the topic up to its present end, sorted by partition and
