@@ -21,7 +21,7 @@ SHLIB_LINK = -lrdkafka
 
 # Tests, in the order in which they run. sql/ also holds the install script, so
 # this list is kept by hand; test/t/001_packaging.pl compares it with the files.
-REGRESS = objects publish publish_errors publish_encoding insert grants confirmation
+REGRESS = objects publish publish_errors publish_encoding insert grants confirmation inbox
 REGRESS_OPTS = --temp-instance=./tmp_check_regress --temp-config=$(srcdir)/test/regress.conf
 
 ISOLATION = cursor_late_commit cursor_lock_order cursor_above_xmax cursor_long_writer \
