@@ -475,13 +475,11 @@ is($rc, 0, 'DROP DATABASE interrupts a handler');
 cmp_ok($took, '<', $AT_ONCE, 'at once');
 
 busy_database('d');
+my $old_pid = $busy->safe_psql('postgres', "SELECT pid FROM pg_stat_activity WHERE $INBOX AND datname = 'd'");
 $before = time;
-$busy->safe_psql('d', q{SELECT inbox.unsubscribe('s')});
-wait_until('it is gone', sub {
-	$busy->safe_psql('postgres', "SELECT count(*) FROM pg_stat_activity WHERE $INBOX AND datname = 'd'") == 0 });
-cmp_ok(time - $before, '<', $AT_ONCE, 'so does inbox.unsubscribe()');
-
-subscribe($busy, 'd', 's');
+$busy->safe_psql('postgres', "ALTER DATABASE d SET outbox_kafka.source = '/d'");
+wait_until('it is gone', sub { !kill 0, $old_pid });
+cmp_ok(time - $before, '<', $AT_ONCE, 'so does ALTER DATABASE SET');
 wait_busy('d');
 my $busy_pid = $busy->safe_psql('postgres', "SELECT pid FROM pg_stat_activity WHERE $INBOX AND datname = 'd'");
 $busy->safe_psql('postgres', "SELECT pg_terminate_backend($busy_pid)");
