@@ -207,6 +207,33 @@ for my $round (1 .. 15)
 is($missed, 0, 'it comes back when it is needed while it leaves');
 
 # ---------------------------------------------------------------------------
+# Idle
+# ---------------------------------------------------------------------------
+
+# How often the processes gave up the processor so far.
+sub switches
+{
+	my $count = 0;
+	$count += (slurp_file("/proc/$_/status") =~ /^voluntary_ctxt_switches:\s*(\d+)/m)[0] for @_;
+	return $count;
+}
+
+SKIP:
+{
+	skip 'wake-ups are counted in /proc', 1 unless -e '/proc/self/status';
+	my @idle = split /,/, wait_count($node, 'a', $SIDE, 3);
+	my $awake;
+	for my $try (1 .. 5)
+	{
+		my $before = switches(@idle);
+		usleep(5_000_000);
+		$awake = switches(@idle) - $before;
+		last if $awake <= 3;
+	}
+	cmp_ok($awake, '<=', 3, 'two inbox workers and a decider with nothing to do: at most one wake-up each in five seconds');
+}
+
+# ---------------------------------------------------------------------------
 # Commands that need a database without connections
 # ---------------------------------------------------------------------------
 
