@@ -358,6 +358,9 @@ extern bool inbox_is_duplicate(Inbox *inbox, const InboxPartition *partition,
 /* Windows may have changed. */
 extern void inbox_dedupe_load(void);
 
+/* When to do that next; 0: never. */
+extern TimestampTz inbox_dedupe_due(const Inbox *inbox);
+
 /* Between transactions: empty what is older than the window. */
 extern void inbox_dedupe_rotate(Inbox *inbox, TimestampTz now);
 
