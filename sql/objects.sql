@@ -35,7 +35,7 @@ SELECT p.oid::regprocedure FROM member AS m JOIN pg_proc AS p ON m.classid = 'pg
 SELECT c.oid::regclass FROM member AS m JOIN pg_class AS c ON m.classid = 'pg_class'::regclass AND c.oid = m.objid
 	WHERE EXISTS (SELECT FROM aclexplode(c.relacl) AS a WHERE a.grantee = 0);
 SELECT n.nspname FROM pg_namespace AS n
-	WHERE n.nspname = 'outbox' AND EXISTS (SELECT FROM aclexplode(n.nspacl) AS a WHERE a.grantee = 0);
+	WHERE n.nspname IN ('outbox', 'inbox') AND EXISTS (SELECT FROM aclexplode(n.nspacl) AS a WHERE a.grantee = 0);
 -- what pg_monitor got: to look, not to touch
 SELECT DISTINCT m.object, a.privilege_type
 	FROM member AS m
@@ -43,7 +43,8 @@ SELECT DISTINCT m.object, a.privilege_type
 	aclexplode(c.relacl) AS a
 	WHERE a.grantee = 'pg_monitor'::regrole ORDER BY 1, 2;
 
--- functions that are not C have a search_path of their own
+-- functions that are not C have a search_path of their own, but for two that
+-- are inlined and name everything in full
 SELECT p.oid::regprocedure FROM member AS m JOIN pg_proc AS p ON m.classid = 'pg_proc'::regclass AND p.oid = m.objid
 	JOIN pg_language AS l ON l.oid = p.prolang
 	WHERE l.lanname <> 'c' AND NOT coalesce(p.proconfig @> '{"search_path=pg_catalog, pg_temp"}', false);

@@ -1013,6 +1013,11 @@ BEGIN
 				PRIMARY KEY (subscription, event_id)
 			 ) USING heap', i);
 		EXECUTE pg_catalog.format('COMMENT ON TABLE inbox.seen_%s IS %L', i, 'event ids that were handled; written by the inbox workers alone');
+		EXECUTE pg_catalog.format('COMMENT ON COLUMN inbox.seen_%s.subscription IS %L', i, 'id in inbox.subscription');
+		EXECUTE pg_catalog.format('COMMENT ON COLUMN inbox.seen_%s.event_id IS %L', i, 'of the message');
+		EXECUTE pg_catalog.format('COMMENT ON COLUMN inbox.seen_%s.topic IS %L', i, 'where it was first');
+		EXECUTE pg_catalog.format('COMMENT ON COLUMN inbox.seen_%s.partition IS %L', i, 'where it was first');
+		EXECUTE pg_catalog.format('COMMENT ON COLUMN inbox.seen_%s."offset" IS %L', i, 'where it was first');
 	END LOOP;
 END
 $do$;

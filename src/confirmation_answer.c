@@ -35,6 +35,10 @@
 #define CONFIRMED "confirmed"
 #define REJECTED "rejected"
 
+/* The function to call for the answer $2. */
+#define FUNCTION_OF_ANSWER \
+	"CASE $2 WHEN '" CONFIRMED "' THEN c.on_confirmed ELSE c.on_rejected END"
+
 PG_FUNCTION_INFO_V1(outbox_kafka_confirm);
 PG_FUNCTION_INFO_V1(outbox_kafka_reject);
 PG_FUNCTION_INFO_V1(outbox_kafka_confirm_by_message);
@@ -115,22 +119,19 @@ answer(const Answerer *answerer, const char *correlation_id, const char *given,
 {
 	static const Oid find_types[] = {TEXTOID};
 	static OwnerStatement find = {
-		"SELECT c.id, c.expected_by, c.answered_by, c.decision"
+		"SELECT c.id, c.expected_by, c.answered_by, c.decision, c.late = 0"
 		" FROM outbox.confirmation AS c WHERE c.correlation_id = $1"
 		" ORDER BY c.decision IS NOT NULL, c.id DESC LIMIT 1 FOR UPDATE",
 		lengthof(find_types), find_types, NULL
 	};
 	static const Oid store_types[] = {INT8OID, TEXTOID, TEXTOID, TEXTOID, JSONBOID};
 	static OwnerStatement decide = {
-		"UPDATE outbox.confirmation AS c SET decision = $2, decided_at = n.now,"
-		" decided_by = $3, reason = $4, detail = $5, handler_state = h.state,"
-		" next_try_at = CASE WHEN h.state IS NOT NULL THEN n.now END,"
-		" completed_at = CASE WHEN h.state IS NULL THEN n.now END"
-		" FROM clock_timestamp() AS n (now),"
-		"  outbox.confirmation AS o,"
-		"  LATERAL (SELECT CASE WHEN CASE $2 WHEN '" CONFIRMED "' THEN o.on_confirmed"
-		"   ELSE o.on_rejected END IS NOT NULL THEN 'pending' END) AS h (state)"
-		" WHERE c.id = $1 AND o.id = $1",
+		"UPDATE outbox.confirmation AS c SET decision = $2, decided_at = clock_timestamp(),"
+		" decided_by = $3, reason = $4, detail = $5,"
+		" handler_state = CASE WHEN " FUNCTION_OF_ANSWER " IS NOT NULL THEN 'pending' END,"
+		" next_try_at = CASE WHEN " FUNCTION_OF_ANSWER " IS NOT NULL THEN clock_timestamp() END,"
+		" completed_at = CASE WHEN " FUNCTION_OF_ANSWER " IS NULL THEN clock_timestamp() END"
+		" WHERE c.id = $1",
 		lengthof(store_types), store_types, NULL
 	};
 	static const Oid repeat_types[] = {INT8OID};
@@ -140,21 +141,19 @@ answer(const Answerer *answerer, const char *correlation_id, const char *given,
 	};
 
 	/* on_late comes after the decision's own function has ended */
-	static OwnerStatement late = {
-		"UPDATE outbox.confirmation AS c SET late = c.late + 1,"
-		" late_answer = CASE WHEN f.is_first THEN $2 ELSE c.late_answer END,"
-		" late_at = CASE WHEN f.is_first THEN n.now ELSE c.late_at END,"
-		" late_by = CASE WHEN f.is_first THEN $3 ELSE c.late_by END,"
-		" late_reason = CASE WHEN f.is_first THEN $4 ELSE c.late_reason END,"
-		" late_detail = CASE WHEN f.is_first THEN $5 ELSE c.late_detail END,"
-		" late_state = CASE WHEN f.is_first AND c.on_late IS NOT NULL THEN 'pending' ELSE c.late_state END,"
-		" next_try_at = CASE WHEN f.is_first AND c.on_late IS NOT NULL"
-		"   AND c.handler_state IS DISTINCT FROM 'pending' THEN n.now ELSE c.next_try_at END,"
-		" completed_at = CASE WHEN f.is_first AND c.on_late IS NOT NULL THEN NULL ELSE c.completed_at END"
-		" FROM clock_timestamp() AS n (now),"
-		"  outbox.confirmation AS o, LATERAL (SELECT o.late = 0) AS f (is_first)"
-		" WHERE c.id = $1 AND o.id = $1",
+	static OwnerStatement first_late = {
+		"UPDATE outbox.confirmation AS c SET late = 1, late_answer = $2, late_at = clock_timestamp(),"
+		" late_by = $3, late_reason = $4, late_detail = $5,"
+		" late_state = CASE WHEN c.on_late IS NOT NULL THEN 'pending' END,"
+		" next_try_at = CASE WHEN c.on_late IS NOT NULL AND c.handler_state IS DISTINCT FROM 'pending'"
+		"  THEN clock_timestamp() ELSE c.next_try_at END,"
+		" completed_at = CASE WHEN c.on_late IS NULL THEN c.completed_at END"
+		" WHERE c.id = $1",
 		lengthof(store_types), store_types, NULL
+	};
+	static OwnerStatement further_late = {
+		"UPDATE outbox.confirmation AS c SET late = c.late + 1 WHERE c.id = $1",
+		lengthof(repeat_types), repeat_types, NULL
 	};
 	Datum		values[lengthof(store_types)] = {0};
 	char		nulls[lengthof(store_types)] = {' ', ' ', ' ', ' ', ' '};
@@ -168,6 +167,8 @@ answer(const Answerer *answerer, const char *correlation_id, const char *given,
 	{
 		char	   *decision = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 4);
 		bool		isnull;
+		bool		is_first = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0],
+														  SPI_tuptable->tupdesc, 5, &isnull));
 
 		check_answerer(answerer, correlation_id);
 		values[0] = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
@@ -194,10 +195,11 @@ answer(const Answerer *answerer, const char *correlation_id, const char *given,
 		}
 		else
 		{
-			owner_execute(&late, values, nulls);
+			owner_execute(is_first ? &first_late : &further_late, values, nulls);
 			result = "late";
 		}
-		wakeup_mark_decider();
+		if (decision == NULL || is_first)
+			wakeup_mark_decider();
 	}
 	owner_end(&session);
 	return result;

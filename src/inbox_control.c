@@ -104,6 +104,22 @@ inbox_control(const char *name, OwnerStatement *statement, Datum *values, const 
 	return count;
 }
 
+TimestampTz
+inbox_control_time(const char *text, const char *what)
+{
+	TimestampTz time = DT_NOEND;
+
+	/* a word is none, and its error would not tell what could stand there */
+	if (strpbrk(text, "0123456789") != NULL)
+		time = DatumGetTimestampTz(DirectFunctionCall3(timestamptz_in, CStringGetDatum(text),
+													   ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1)));
+	if (TIMESTAMP_NOT_FINITE(time))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must be \"earliest\", \"latest\" or a time, it is \"%s\"", what, text)));
+	return time;
+}
+
 /* ---- pause ---- */
 
 static void
@@ -200,9 +216,7 @@ outbox_kafka_inbox_seek_text(PG_FUNCTION_ARGS)
 	to = text_to_cstring(PG_GETARG_TEXT_PP(1));
 	if (strcmp(to, "earliest") == 0 || strcmp(to, "latest") == 0)
 		return seek(fcinfo, to, 0, 0);
-	return seek(fcinfo, "time", 0,
-				DatumGetTimestampTz(DirectFunctionCall3(timestamptz_in, CStringGetDatum(to),
-														ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1))));
+	return seek(fcinfo, "time", 0, inbox_control_time(to, "to"));
 }
 
 Datum

@@ -22,4 +22,10 @@ extern int	inbox_control_begin(OwnerSession *session, const char *name);
 extern int64 inbox_control(const char *name, OwnerStatement *statement,
 						   Datum *values, const char *nulls);
 
+/*
+ * A time that is given as text where "earliest" and "latest" can stand as well;
+ * what names the argument in errors.
+ */
+extern TimestampTz inbox_control_time(const char *text, const char *what);
+
 #endif							/* OUTBOX_INBOX_CONTROL_H */

@@ -137,18 +137,10 @@ check_positive(Datum interval, const char *what)
 static char *
 check_start(const char *start_from)
 {
-	TimestampTz time;
-
 	if (strcmp(start_from, "earliest") == 0 || strcmp(start_from, "latest") == 0)
 		return pstrdup(start_from);
-	time = DatumGetTimestampTz(DirectFunctionCall3(timestamptz_in, CStringGetDatum(start_from),
-												   ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1)));
-	if (TIMESTAMP_NOT_FINITE(time))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("start_from must be \"earliest\", \"latest\" or a time, it is \"%s\"", start_from)));
 	/* whatever TimeZone and DateStyle are where it is read again */
-	return pstrdup(timestamptz_to_str(time));
+	return pstrdup(timestamptz_to_str(inbox_control_time(start_from, "start_from")));
 }
 
 static Oid

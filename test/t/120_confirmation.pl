@@ -282,6 +282,24 @@ wait_field($id, 'status', 'compensated');
 is(field($id, 'reason'), 'discarded', 'nobody waits for an answer to what was discarded');
 sql(q{SELECT outbox.resume('other')});
 
+# in Kafka transactions
+sql(q{ALTER SYSTEM SET outbox_kafka.delivery = exactly_once});
+sql('SELECT pg_reload_conf()');
+wait_published($node, 'a', sql(q{SELECT outbox.publish('orders', 'exactly')}));
+$kafka->stop_node(1);
+$id = expect('orders', '1 s', "$all, counts_from => 'publishing'");
+wait_field($id, 'status', 'compensated');
+$last = sql(q{SELECT outbox.publish('orders', 'exactly as well')});
+$kafka->start_node(1);
+wait_published($node, 'a', $last);
+wait_field($id, 'withdrawn', 't');
+@ids = map { $_->{header}{ce_id} // '' } $kafka->consume('orders', properties => { 'isolation.level' => 'read_committed' });
+is(scalar(grep { $_ eq $id } @ids), 0, 'exactly once: what was withdrawn never arrives');
+is(scalar(grep { $_ eq $last } @ids), 1, 'what was not, once');
+wait_until('requests are removed', sub { sql('SELECT count(*) FROM outbox.discard_request') == 0 }, 20);
+sql(q{ALTER SYSTEM RESET outbox_kafka.delivery});
+sql('SELECT pg_reload_conf()');
+
 # ---------------------------------------------------------------------------
 # Prepared, restarted, copied
 # ---------------------------------------------------------------------------
