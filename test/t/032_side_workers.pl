@@ -207,6 +207,33 @@ for my $round (1 .. 15)
 is($missed, 0, 'it comes back when it is needed while it leaves');
 
 # ---------------------------------------------------------------------------
+# Idle
+# ---------------------------------------------------------------------------
+
+# How often the processes gave up the processor so far.
+sub switches
+{
+	my $count = 0;
+	$count += (slurp_file("/proc/$_/status") =~ /^voluntary_ctxt_switches:\s*(\d+)/m)[0] for @_;
+	return $count;
+}
+
+SKIP:
+{
+	skip 'wake-ups are counted in /proc', 1 unless -e '/proc/self/status';
+	my @idle = split /,/, wait_count($node, 'a', $SIDE, 3);
+	my $awake;
+	for my $try (1 .. 5)
+	{
+		my $before = switches(@idle);
+		usleep(5_000_000);
+		$awake = switches(@idle) - $before;
+		last if $awake <= 3;
+	}
+	cmp_ok($awake, '<=', 3, 'two inbox workers and a decider with nothing to do: at most one wake-up each in five seconds');
+}
+
+# ---------------------------------------------------------------------------
 # Commands that need a database without connections
 # ---------------------------------------------------------------------------
 
@@ -475,13 +502,11 @@ is($rc, 0, 'DROP DATABASE interrupts a handler');
 cmp_ok($took, '<', $AT_ONCE, 'at once');
 
 busy_database('d');
+my $old_pid = $busy->safe_psql('postgres', "SELECT pid FROM pg_stat_activity WHERE $INBOX AND datname = 'd'");
 $before = time;
-$busy->safe_psql('d', q{SELECT inbox.unsubscribe('s')});
-wait_until('it is gone', sub {
-	$busy->safe_psql('postgres', "SELECT count(*) FROM pg_stat_activity WHERE $INBOX AND datname = 'd'") == 0 });
-cmp_ok(time - $before, '<', $AT_ONCE, 'so does inbox.unsubscribe()');
-
-subscribe($busy, 'd', 's');
+$busy->safe_psql('postgres', "ALTER DATABASE d SET outbox_kafka.source = '/d'");
+wait_until('it is gone', sub { !kill 0, $old_pid });
+cmp_ok(time - $before, '<', $AT_ONCE, 'so does ALTER DATABASE SET');
 wait_busy('d');
 my $busy_pid = $busy->safe_psql('postgres', "SELECT pid FROM pg_stat_activity WHERE $INBOX AND datname = 'd'");
 $busy->safe_psql('postgres', "SELECT pg_terminate_backend($busy_pid)");
