@@ -407,9 +407,9 @@ guc_define(void)
 
 	/*
 	 * How much shared memory and how many of max_worker_processes the
-	 * extension may take: one relay for each database that has it, one decider
-	 * where confirmations are awaited, and the inbox workers of all databases
-	 * together. Only a preloaded library can have such settings.
+	 * extension may take: one relay for each database that has it, one
+	 * decider where confirmations are awaited, and the inbox workers of all
+	 * databases together. Only a preloaded library can have such settings.
 	 */
 	if (process_shared_preload_libraries_in_progress)
 	{

@@ -399,6 +399,7 @@ sleep_until_needed(Inbox *inbox, TimestampTz now)
 	if (inbox->deciding)
 		timeout = Min(timeout, DECIDING_MS);
 	timeout = until(now, inbox->wait_until, timeout);
+	timeout = until(now, inbox_dedupe_due(inbox), timeout);
 	if (inbox->consumer == NULL)
 		timeout = until(now, inbox->retry_at, timeout);
 	else

@@ -143,7 +143,7 @@ static Batch *
 gather(Inbox *inbox, Way way, TimestampTz now)
 {
 	int			limit = (way == WAY_BARE) ? inbox->subscription->batch_size :
-		Min(inbox->subscription->batch_size, INBOX_SAVEPOINTS);
+	Min(inbox->subscription->batch_size, INBOX_SAVEPOINTS);
 	Batch	   *batch = NULL;
 	Size		bytes = 0;
 

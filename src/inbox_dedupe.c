@@ -20,6 +20,7 @@
 #include "catalog/indexing.h"
 #include "executor/spi.h"
 #include "pgstat.h"
+#include "storage/bufmgr.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -198,6 +199,28 @@ inbox_dedupe_load(void)
 	look_at = 0;
 }
 
+TimestampTz
+inbox_dedupe_due(const Inbox *inbox)
+{
+	return inbox->subscription != NULL && inbox->subscription->dedupe_ms > 0 ? look_at : 0;
+}
+
+/* Whether there is anything to forget. */
+static bool
+has_ids(void)
+{
+	bool		found = false;
+
+	for (int i = 0; i < RING_TABLES && !found; i++)
+	{
+		Relation	rel = open_seen(i, AccessShareLock);
+
+		found = RelationGetNumberOfBlocks(rel) > 0;
+		table_close(rel, NoLock);
+	}
+	return found;
+}
+
 void
 inbox_dedupe_rotate(Inbox *inbox, TimestampTz now)
 {
@@ -217,8 +240,10 @@ inbox_dedupe_rotate(Inbox *inbox, TimestampTz now)
 
 		look_at = TimestampTzPlusMilliseconds(now, Max(Min(TimestampDifferenceMilliseconds(now, due),
 														   LOOK_MAX_MS), LOOK_MIN_MS));
-		if (due <= now &&
-			ConditionalLockRelationOid(inbox_store_relation("seen_ring"), ExclusiveLock))
+		if (due <= now && !has_ids())
+			look_at = TimestampTzPlusMilliseconds(now, LOOK_MAX_MS);
+		else if (due <= now &&
+				 ConditionalLockRelationOid(inbox_store_relation("seen_ring"), ExclusiveLock))
 		{
 			/* somebody else may have been faster */
 			PushActiveSnapshot(GetLatestSnapshot());

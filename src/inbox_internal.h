@@ -3,8 +3,10 @@
  *	  What the files of the inbox worker share. For inbox*.c only.
  *
  *	inbox.c				the main loop
- *	inbox_partitions.c	which partitions there are, where they are read from,
- *						and what an error of one of them means
+ *	inbox_discover.c	which partitions there are
+ *	inbox_partitions.c	where they are read from, and what an error of one of
+ *						them means
+ *	inbox_request.c		following what was decided in SQL
  *	inbox_batch.c		handling messages: transactions and savepoints
  *	inbox_failure.c		what becomes of a message that fails
  *	inbox_dead.c		dead letters that are to be tried again
@@ -30,6 +32,15 @@
 #include "outbox_kafka.h"
 #include "row_place.h"
 #include "side_worker.h"
+
+/* How long a question to Kafka may take, between transactions. */
+#define INBOX_ASK_MS 1000
+
+/* Before asking again. */
+#define INBOX_AGAIN_MS 1000
+
+/* Before looking again for a topic that is missing. */
+#define INBOX_MISSING_MS 3000
 
 /* Messages with savepoints that a transaction has at most. */
 #define INBOX_SAVEPOINTS 32
@@ -155,8 +166,8 @@ typedef struct Inbox
 	bool		reload;			/* subscription or requests have changed */
 	bool		requests;		/* there may be some to follow */
 	bool		deciding;		/* somebody keeps us from handling */
-	bool		careful_start;	/* what the last worker was at, it may have died
-								 * of */
+	bool		careful_start;	/* what the last worker was at, it may have
+								 * died of */
 	TimestampTz discover_at;	/* when to look for topics next */
 	TimestampTz tidy_at;		/* when to store what is dirty; 0: nothing is */
 	TimestampTz mirror_at;		/* when to mirror positions; 0: nothing new */
@@ -275,14 +286,8 @@ extern bool inbox_owns(const InboxSubscription *subscription, int worker,
 extern InboxPartition *inbox_partition(Inbox *inbox, const char *topic, int number);
 extern InboxPartition *inbox_add_partition(Inbox *inbox, const char *topic, int number);
 
-/* Look for topics and partitions. */
-extern void inbox_discover(Inbox *inbox, TimestampTz now);
-
 /* Start reading what is to be read. */
 extern void inbox_start_reading(Inbox *inbox, TimestampTz now);
-
-/* Apply what was decided. False: Kafka did not answer, later. */
-extern bool inbox_apply_requests(Inbox *inbox);
 
 /* Whether its messages may be handled now. */
 extern bool inbox_partition_is_ready(const InboxPartition *partition, TimestampTz now);
@@ -307,6 +312,19 @@ extern void inbox_set_state(Inbox *inbox, InboxPartition *partition,
 /* What tells a message from another at the same place. */
 extern int64 inbox_fingerprint(const KafkaItem *item);
 
+/* ---- inbox_discover.c ---- */
+
+/* Look for topics and partitions. */
+extern void inbox_discover(Inbox *inbox, TimestampTz now);
+
+/* What keeps the whole, or a part of it, waiting. */
+extern void inbox_add_problem(Inbox *inbox, const char *format,...) pg_attribute_printf(2, 3);
+
+/* ---- inbox_request.c ---- */
+
+/* Apply what was decided. False: Kafka did not answer, later. */
+extern bool inbox_apply_requests(Inbox *inbox);
+
 /* ---- inbox_batch.c ---- */
 
 /*
@@ -318,7 +336,7 @@ extern bool inbox_handle(Inbox *inbox, TimestampTz now);
 typedef struct InboxError
 {
 	char		sqlstate[6];
-	char		text[KAFKA_ERROR_LENGTH];
+	char text[	KAFKA_ERROR_LENGTH];
 	bool		counts;			/* as far as one can tell, it is the message's
 								 * fault */
 } InboxError;
@@ -357,6 +375,9 @@ extern bool inbox_is_duplicate(Inbox *inbox, const InboxPartition *partition,
 
 /* Windows may have changed. */
 extern void inbox_dedupe_load(void);
+
+/* When to do that next; 0: never. */
+extern TimestampTz inbox_dedupe_due(const Inbox *inbox);
 
 /* Between transactions: empty what is older than the window. */
 extern void inbox_dedupe_rotate(Inbox *inbox, TimestampTz now);

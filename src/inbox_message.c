@@ -34,7 +34,7 @@ typedef struct Header
 	char	   *name;
 	const char *value;			/* NULL: none */
 	Size		length;
-} Header;
+}			Header;
 
 /* in the context of the transaction that inbox_message_prepare() was called in */
 static TupleDesc row_type = NULL;
@@ -88,18 +88,19 @@ to_text(const char *bytes, Size length)
 }
 
 static void
-push_string(JsonbParseState **state, JsonbIteratorToken token, const char *text)
+push_string(JsonbParseState * *state, JsonbIteratorToken token, const char *text)
 {
 	JsonbValue	value;
 
 	value.type = jbvString;
 	value.val.string.val = (char *) text;
+
 	value.val.string.len = (int) strlen(text);
 	(void) pushJsonbValue(state, token, &value);
 }
 
 static void
-push_header_value(JsonbParseState **state, JsonbIteratorToken token, const Header *header)
+push_header_value(JsonbParseState * *state, JsonbIteratorToken token, const Header * header)
 {
 	char	   *text;
 
@@ -111,11 +112,13 @@ push_header_value(JsonbParseState **state, JsonbIteratorToken token, const Heade
 		return;
 	}
 	text = to_text(header->value, header->length);
+
 	if (text == NULL)
 	{
 		int			size = pg_b64_enc_len((int) header->length) + 1;
 
 		text = palloc0(size);
+
 		(void) pg_b64_encode((const void *) header->value, (int) header->length, text, size - 1);
 		(void) pushJsonbValue(state, WJB_BEGIN_OBJECT, NULL);
 		push_string(state, WJB_KEY, "base64");
@@ -132,9 +135,10 @@ header_name(const char *name)
 {
 	char	   *text = to_text(name, strlen(name));
 
-	if (text != NULL)
+	if (text !=NULL)
 		return text;
 	text = pstrdup(name);
+
 	for (char *c = text; *c != '\0'; c++)
 	{
 		if ((unsigned char) *c >= 0x80)
@@ -144,7 +148,7 @@ header_name(const char *name)
 }
 
 static Jsonb *
-headers_to_jsonb(Header *headers, int count)
+headers_to_jsonb(Header * headers, int count)
 {
 	JsonbParseState *state = NULL;
 	JsonbValue *result;

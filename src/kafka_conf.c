@@ -87,15 +87,15 @@ set_defaults(rd_kafka_conf_t *conf, const KafkaProducerConfig *config,
 		for (size_t i = 0; i < sizeof(defaults) / sizeof(defaults[0]); i++)
 		{
 			if (!kafka_conf_default(conf, defaults[i].name, defaults[i].value,
-							 defaults[i].optional, reason, reason_size))
+									defaults[i].optional, reason, reason_size))
 				return false;
 		}
 	}
 	return !transactional ||
 		(kafka_conf_default(conf, "transactional.id", config->transactional_id, false,
-					 reason, reason_size) &&
+							reason, reason_size) &&
 		 kafka_conf_default(conf, "transaction.timeout.ms", TRANSACTION_TIMEOUT_MS, false,
-					 reason, reason_size));
+							reason, reason_size));
 }
 
 void

@@ -46,7 +46,10 @@ kafka_conf_build_consumer(const KafkaConsumerConfig *config,
 			{"ssl.endpoint.identification.algorithm", "https", true},
 			/* log lines are events, taken by our own thread */
 			{"log.queue", "true", false},
+#if RD_KAFKA_VERSION < 0x020000ff
+			/* for commits, see kafka_consumer_mirror() */
 			{"group.id", config->group_id, false},
+#endif
 			{"client.id", config->client_id, false},
 			{"client.software.name", "outbox_kafka", true},
 			{"client.software.version", rd_kafka_version_str(), true},

@@ -192,7 +192,7 @@ const PropertyRule *
 kafka_conf_rule(const char *name, PropertyUser user)
 {
 	const PropertyRule *rule = (user == FOR_PRODUCER) ?
-		FIND_RULE(producer_rules, name) : FIND_RULE(consumer_rules, name);
+	FIND_RULE(producer_rules, name) : FIND_RULE(consumer_rules, name);
 
 	return rule != NULL ? rule : FIND_RULE(common_rules, name);
 }

@@ -14,8 +14,8 @@
  * in one queue that is read in bulk, rd_kafka_pause_partitions() and seeking can
  * pass over messages in librdkafka before 2.1 (its pull request 4208).
  *
- * The group's name serves to mirror positions only. librdkafka commits nothing
- * by itself.
+ * The group's name serves to mirror positions only; librdkafka itself knows of no
+ * group and commits nothing.
  */
 #include <errno.h>
 #include <netdb.h>
@@ -34,6 +34,9 @@
 #define TAKE_AT_ONCE 1024
 #define EVENTS_AT_ONCE 1000
 
+/* The request to store positions for lag tools is given up after so long. */
+#define MIRROR_MS 3000
+
 struct KafkaPartition
 {
 	KafkaPartition *next;
@@ -51,6 +54,7 @@ struct KafkaConsumer
 	KafkaWake	wake;
 	bool		ending;			/* see kafka_resolve_leave() */
 	char	   *cluster;		/* librdkafka's, once it is known */
+	char	   *group;
 	KafkaPartition *partitions;
 };
 
@@ -84,6 +88,7 @@ fail(KafkaConsumer *consumer, KafkaError *error, rd_kafka_resp_err_t code,
 	if (consumer != NULL)
 	{
 		kafka_wake_close(&consumer->wake);
+		free(consumer->group);
 		free(consumer);
 	}
 	return NULL;
@@ -105,6 +110,12 @@ kafka_consumer_create(const KafkaConsumerConfig *config, KafkaError *error)
 	if (consumer == NULL)
 		return fail(NULL, error, RD_KAFKA_RESP_ERR__CRIT_SYS_RESOURCE, "out of memory");
 	consumer->owner = getpid();
+	consumer->group = strdup(config->group_id);
+	if (consumer->group == NULL)
+	{
+		free(consumer);
+		return fail(NULL, error, RD_KAFKA_RESP_ERR__CRIT_SYS_RESOURCE, "out of memory");
+	}
 	consumer->wake.fd = -1;
 	consumer->wake.write_fd = -1;
 	if (!kafka_wake_open(&consumer->wake))
@@ -156,6 +167,7 @@ kafka_consumer_destroy(KafkaConsumer *consumer)
 		rd_kafka_mem_free(consumer->rk, consumer->cluster);
 	rd_kafka_destroy_flags(consumer->rk, RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE);
 	kafka_wake_close(&consumer->wake);
+	free(consumer->group);
 	free(consumer);
 }
 
@@ -328,15 +340,34 @@ kafka_consumer_offset_at(KafkaConsumer *consumer, const char *topic, int partiti
 		kafka_consumer_watermarks(consumer, topic, partition, &low, offset, timeout_ms, error);
 }
 
+/*
+ * By the administrative request where there is one: a client that ends does not
+ * wait for its answer, while it waits for that of an ordinary commit, which takes
+ * long where no broker is.
+ */
 void
 kafka_consumer_mirror(KafkaConsumer *consumer, const KafkaPosition *positions, int count)
 {
 	rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(count);
+#if RD_KAFKA_VERSION >= 0x020000ff
+	rd_kafka_AlterConsumerGroupOffsets_t *request;
+	rd_kafka_AdminOptions_t *options;
+	char		ignored[128];
+#endif
 
 	for (int i = 0; i < count; i++)
 		rd_kafka_topic_partition_list_add(list, positions[i].topic,
 										  positions[i].partition)->offset = positions[i].offset;
+#if RD_KAFKA_VERSION >= 0x020000ff
+	options = rd_kafka_AdminOptions_new(consumer->rk, RD_KAFKA_ADMIN_OP_ALTERCONSUMERGROUPOFFSETS);
+	rd_kafka_AdminOptions_set_request_timeout(options, MIRROR_MS, ignored, sizeof(ignored));
+	request = rd_kafka_AlterConsumerGroupOffsets_new(consumer->group, list);
+	rd_kafka_AlterConsumerGroupOffsets(consumer->rk, &request, 1, options, consumer->events);
+	rd_kafka_AlterConsumerGroupOffsets_destroy(request);
+	rd_kafka_AdminOptions_destroy(options);
+#else
 	(void) rd_kafka_commit(consumer->rk, list, 1);
+#endif
 	rd_kafka_topic_partition_list_destroy(list);
 }
 
