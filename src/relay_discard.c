@@ -53,6 +53,12 @@
 /* Between two tries to get a lock, or to remove records. */
 #define WORK_INTERVAL_MS 100
 
+/*
+ * Between two looks whether messages to be given up are behind the progress, if
+ * none is stored: giving a lane back moves it as well.
+ */
+#define UNFINISHED_INTERVAL_MS 5000
+
 struct DiscardRequest
 {
 	pg_uuid_t	id;
@@ -460,6 +466,8 @@ finish(Relay *relay, TimestampTz now)
 	SPI_finish();
 	relay_commit(relay);
 	discard->unfinished = finished < (uint64) list_length(done);
+	if (discard->unfinished)
+		discard->finish_at = TimestampTzPlusMilliseconds(now, UNFINISHED_INTERVAL_MS);
 }
 
 /* Remove some records of messages that are gone. Returns false at the end. */
@@ -536,9 +544,9 @@ discard_work(Relay *relay, TimestampTz now)
 		discard->sweep_at = sweep(relay) ?
 			TimestampTzPlusMilliseconds(now, WORK_INTERVAL_MS) : 0;
 
-	if (discard->unfinished && discard->finish_at == 0 &&
-		relay->stored_at != discard->finished_at)
-		discard->finish_at = TimestampTzPlusMilliseconds(now, WORK_INTERVAL_MS);
+	if (discard->unfinished && relay->stored_at != discard->finished_at)
+		discard->finish_at = due_sooner(discard->finish_at,
+										TimestampTzPlusMilliseconds(relay->stored_at, WORK_INTERVAL_MS));
 
 	/* only once all that is paused is held */
 	if (discard->finish_at != 0 && discard->finish_at <= now && relay->control_known)

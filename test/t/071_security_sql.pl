@@ -149,6 +149,14 @@ for my $role ($superuser, 'app')
 	run_trapped("INSERT as $role", qq{
 		SET ROLE "$role";
 		INSERT INTO outbox.message (topic, key, payload, headers) VALUES ('orders', 'k', 'x', '{"h": "1"}') RETURNING id, event_id});
+	run_trapped("expect_confirmation as $role", qq{
+		SET ROLE "$role";
+		SELECT outbox.expect_confirmation(outbox.publish('orders', 'x'::pg_catalog.text, correlation_id => 'c $role'), '1 h',
+			answered_by => '{a}', context => '{}', counts_from => 'publishing');
+		SELECT outbox.wait_decided('c $role', '0');
+		RESET ROLE;
+		SELECT outbox.confirm('c $role', '{}'); SELECT outbox.confirm('c $role', '{}'); SELECT outbox.reject('c $role', 'no', '{}');
+		SELECT outbox.wait_decided('c $role', '0')});
 }
 run_trapped('a restored row', q{
 	INSERT INTO outbox.message (xid, id, event_id, topic, payload, created_at)
@@ -167,7 +175,7 @@ my @calls = split /\n/, $node->safe_psql('trapped', q{
 		FROM unnest(p.proargtypes::oid[]) WITH ORDINALITY AS t(type, n)))
 	FROM pg_proc AS p
 	WHERE p.pronamespace = 'outbox'::regnamespace AND p.prorettype <> 'trigger'::regtype
-		AND p.proname NOT IN ('publish', 'grant_publish', 'revoke_publish', 'wait_published', 'pause', 'adopt', 'discard_topic')
+		AND p.proname NOT IN ('publish', 'grant_publish', 'revoke_publish', 'wait_published', 'pause', 'adopt', 'discard_topic', 'expect_confirmation')
 	ORDER BY 1});
 cmp_ok(scalar @calls, '>', 8, 'more functions');
 for my $call (@calls)
