@@ -33,6 +33,9 @@
 /* if another one has answered at least so long after it fell silent, */
 #define EVIDENCE_MS 1000
 
+/* or if others of the same Kafka transaction have, after this time, */
+#define TOGETHER_MS 1500
+
 /* or if it stops all others, or for being silent for very long; so many at
  * most until one answers. */
 #define LONG_SILENCE_MS 10000
@@ -71,6 +74,7 @@ typedef struct SilentLane
 	const Relay *relay;
 	RelayTopic *topic;			/* the first that is to be held */
 	int			partition;
+	List	   *others;			/* of SilentLane */
 } SilentLane;
 
 /* Visitor: whether this one is silent while others are not. */
@@ -117,6 +121,44 @@ find_blocking_lane(Relay *relay, TimestampTz now, RelayTopic **topic, int *parti
 								   patience);
 }
 
+/* Visitor: whether others of its transaction have been acknowledged. */
+static void
+collect_silent_lane(void *arg, RelayTopic *topic, int partition)
+{
+	SilentLane *silent = (SilentLane *) arg;
+	SilentLane *lane;
+
+	if (relay_held_find(topic, partition) != NULL ||
+		relay_held_find(topic, HELD_WHOLE_TOPIC) != NULL ||
+		topic->lanes[partition].waiting_since >= silent->relay->acknowledged_at)
+		return;
+	lane = palloc0(sizeof(SilentLane));
+	lane->topic = topic;
+	lane->partition = partition;
+	silent->others = lappend(silent->others, lane);
+}
+
+/*
+ * One silent lane costs a Kafka transaction, and all that wait for it two
+ * seconds. So those that would cost the next ones the same are held with it.
+ */
+static void
+hold_with_it(Relay *relay, TimestampTz now)
+{
+	SilentLane	silent = {.relay = relay};
+	ListCell   *lc;
+
+	relay_topics_visit_stalled(relay->topics, now, TOGETHER_MS,
+							   collect_silent_lane, &silent);
+	foreach(lc, silent.others)
+	{
+		const SilentLane *lane = (const SilentLane *) lfirst(lc);
+
+		(void) relay_hold(relay, lane->topic, lane->partition, HELD_NO_ANSWER,
+						  psprintf("no acknowledgement for %.1f s", TOGETHER_MS / 1000.0), now);
+	}
+}
+
 void
 catchup_check_lanes(Relay *relay, TimestampTz now)
 {
@@ -141,6 +183,8 @@ catchup_check_lanes(Relay *relay, TimestampTz now)
 	}
 	(void) relay_hold(relay, silent.topic, silent.partition, HELD_NO_ANSWER,
 					  psprintf("no acknowledgement for %d s", LANE_TIMEOUT_MS / 1000), now);
+	if (relay->exact)
+		hold_with_it(relay, now);
 }
 
 /* ---- what is held ---- */

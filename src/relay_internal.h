@@ -19,6 +19,7 @@
  *	relay_progress.c	storing progress, reporting to shared memory
  *	relay_standby.c		waiting for the synchronous standby
  *	relay_transaction.c	exactly once: the Kafka transactions
+ *	relay_transaction_define.c	what positions in Kafka mean
  *	relay_transaction_open.c	what Kafka knows when a producer starts
  *	relay_transaction_hold.c	lanes to be held when one has ended
  *	relay_backlog.c		measuring what is on disk

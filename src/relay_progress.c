@@ -7,7 +7,8 @@
  * losing it only repeats messages. It is flushed when a crash would repeat
  * more than max_in_flight of them, by all cursors together. So at most
  *		max_in_flight (in flight) + max_in_flight (progress not flushed)
- * messages are sent again after a crash. Nothing is written while idle.
+ * messages are sent again after a crash. Exactly once needs no such bound:
+ * there Kafka knows the progress. Nothing is written while idle.
  */
 #include "postgres.h"
 
@@ -74,7 +75,8 @@ bool
 relay_progress_must_flush(Relay *relay)
 {
 	note_flushed(relay);
-	return delivered_by_all(relay) - relay->flushed_delivered >= (uint64) guc_max_in_flight;
+	return !relay->exact &&
+		delivered_by_all(relay) - relay->flushed_delivered >= (uint64) guc_max_in_flight;
 }
 
 bool

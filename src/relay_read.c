@@ -530,7 +530,7 @@ send_chunk(Relay *relay, RelayHeld *held, const CursorTables *tables,
 
 /*
  * Exactly once: define the batch before anything of it is sent, in the present
- * transaction. An empty one is done. *defined: it is on disk with the commit.
+ * transaction. An empty one is done. *defined: it is, with the commit.
  */
 static ReadResult
 define_batch(Relay *relay, RelayHeld *held, const CursorTables *tables,
@@ -621,6 +621,7 @@ read_chunk(Relay *relay, RelayHeld *held, int *rows, bool *newest)
 		relay_progress_written(relay, GetCurrentTimestamp(), parked);
 	if (relay->exact && held == NULL)
 		relay_transaction_settle(relay);
+	relay_transaction_flush(relay);
 	return result;
 }
 
@@ -664,7 +665,8 @@ relay_read(Relay *relay)
 		return READ_BLOCKED;
 	if (!has_standby(relay, NULL))
 		return READ_BLOCKED;
-	if (relay->exact && !relay_transaction_may_read(relay, NULL))
+	if (relay->exact && (!relay_transaction_may_read(relay, NULL) ||
+						 !relay_transaction_prepare(relay, GetCurrentTimestamp())))
 		return READ_BLOCKED;
 
 	result = read_chunk(relay, NULL, &rows, &newest);

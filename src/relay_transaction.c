@@ -7,15 +7,8 @@
  * or not at all. After a crash the position is read back from Kafka; what
  * PostgreSQL has stored may be older by then, and does not matter.
  *
- * A position is an id within a batch, so it means nothing without the batch.
- * Before the first message of a batch is sent, its definition (the bounds in
- * outbox.relay_state) is flushed to disk with a random nonce, and each position
- * in Kafka carries the nonce. A position counts if its nonce is that of a batch
- * in outbox.relay_state, and is then added to what is stored there. Otherwise
- * PostgreSQL's own progress counts: silently if the nonce is one that was known
- * when the last definition was written (its batch is done), else with a
- * warning, because what was sent under an unknown nonce may be sent again: the
- * database was recovered to an earlier point in time, or a failover lost some.
+ * A position is an id within a batch, so it means nothing without the batch:
+ * see relay_transaction_define.c.
  *
  * The batch is PgQ's unit and holds whole transactions of PostgreSQL. As long
  * as it fits into a Kafka transaction (max_transaction_messages, and few enough
@@ -28,6 +21,13 @@
  * there, it is committed. While it commits, what is published gathers for the
  * next one: transactions grow with the load by themselves. In a window that is
  * transactional nothing counts as delivered before the commit.
+ *
+ * A transaction's end goes on at the brokers after the commit has been answered,
+ * and until it is over nothing can be added to the next one. librdkafka asks
+ * again after 20 ms when that happens to a record, a long time; but soon when it
+ * happens to a position. So a transaction that follows closely is begun with the
+ * position that Kafka has, and messages are read when that has been taken: all
+ * those that have been committed meanwhile.
  *
  * What goes wrong ends the producer. Its transaction is aborted if that can be
  * done in a moment; the next producer with the same transactional.id ends it in
@@ -62,6 +62,7 @@
 #include "utils/timestamp.h"
 
 #include "due.h"
+#include "durability.h"
 #include "fault.h"
 #include "guc.h"
 #include "relay_catchup.h"
@@ -76,13 +77,23 @@
 /* A transaction of held lanes that takes longer is given up. */
 #define SECOND_MS 5000
 
+/* The last one's end is over after this time, or its cause is another one. */
+#define RECENT_MS 100
+
 /* Below that a transaction is not made smaller when it fails. */
 #define LIMIT_MIN 100
 
-static RelayTransaction *
-transaction_of(const Relay *relay, const RelayHeld *held)
+RelayTransaction *
+relay_transaction_of(const Relay *relay, const RelayHeld *held)
 {
 	return &relay->transactions->of[held ? TRANSACTION_SECOND : TRANSACTION_MAIN];
+}
+
+/* There is a producer, and no records are under way. */
+static bool
+is_quiet(const RelayTransaction *t)
+{
+	return t->phase >= TRANSACTION_READY && t->phase <= TRANSACTION_BEGUN;
 }
 
 /* ---- life ---- */
@@ -101,6 +112,9 @@ relay_transactions_load(Relay *relay, const OutboxCatalog *catalog)
 
 		t->number = i;
 		t->limit = guc_max_transaction_messages;
+
+		/* what is read may be visible, and not on disk */
+		t->needs = durability_position();
 		if (!transaction_state_read(&copy, i, &t->state))
 			ereport(ERROR,
 					(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
@@ -175,7 +189,8 @@ relay_transaction_closed(Relay *relay, int number)
 	t->owner = OWNER_NONE;
 	t->held = NULL;
 	t->sent = 0;
-	t->needs = InvalidXLogRecPtr;
+	t->committed_at = 0;
+	t->empty = false;
 	t->broken[0] = '\0';
 	if (number == TRANSACTION_MAIN)
 		relay->transactions->give_up = false;
@@ -199,13 +214,14 @@ relay_transaction_is_idle(const Relay *relay, int number)
 bool
 relay_transaction_may_read(const Relay *relay, const RelayHeld *held)
 {
-	const RelayTransaction *t = transaction_of(relay, held);
+	const RelayTransaction *t = relay_transaction_of(relay, held);
 
-	if (t->phase != TRANSACTION_READY && t->phase != TRANSACTION_SENDING)
+	if (t->phase != TRANSACTION_READY && t->phase != TRANSACTION_BEGUN &&
+		t->phase != TRANSACTION_SENDING)
 		return false;
 	if (held == NULL)
 		return relay->transactions->both_opened && !relay->transactions->give_up &&
-			(relay->transactions->pending.topic == NULL || t->phase == TRANSACTION_SENDING);
+			(relay->transactions->pending == NIL || t->phase == TRANSACTION_SENDING);
 	return t->owner == OWNER_NONE || (t->owner == OWNER_HELD && t->held == held);
 }
 
@@ -223,116 +239,6 @@ relay_transaction_is_ending(const Relay *relay)
 		if (relay->transactions->of[i].phase >= TRANSACTION_ENDING)
 			return true;
 	return false;
-}
-
-/* ---- definitions ---- */
-
-bool
-relay_transaction_is_defined(const Relay *relay, const RelayHeld *held)
-{
-	const RelayTransaction *t = transaction_of(relay, held);
-
-	return relay_transaction_has_nonce(relay_window_of(relay, held), t->state.defined);
-}
-
-/* A new nonce for the next definition; what it is about is the caller's. */
-static pg_uuid_t
-begin_definition(RelayTransaction *t)
-{
-	pg_uuid_t	nonce;
-
-	if (!pg_strong_random(&nonce, sizeof(nonce)))
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not generate a random nonce")));
-	t->next = t->state;
-	t->next.nparked = 0;
-	relay_transaction_nonce_text(&nonce, t->next.defined);
-	return nonce;
-}
-
-/* With it, the progress of all cursors goes to disk. */
-static bool
-write_definition(Relay *relay, RelayTransaction *t)
-{
-	return relay_progress_write(relay, relay_catalog(relay), true) &&
-		transaction_state_write(relay_catalog(relay), t->number, &t->place, &t->next);
-}
-
-bool
-relay_transaction_define(Relay *relay, RelayHeld *held)
-{
-	RelayTransaction *t = transaction_of(relay, held);
-	pg_uuid_t	nonce = begin_definition(t);
-
-	window_define(relay_window_of(relay, held), &nonce);
-	if (held)
-		held->define = true;
-	else
-		relay->define = true;
-	return write_definition(relay, t);
-}
-
-/* It is on disk. */
-static void
-take_definition(Relay *relay, RelayTransaction *t, TransactionOwner owner, RelayHeld *held)
-{
-	t->state = t->next;
-	t->owner = owner;
-	t->held = held;
-	t->since = GetCurrentTimestamp();
-	relay_progress_written(relay, t->since, true);
-	FAULT_POINT("defined");
-}
-
-void
-relay_transaction_defined(Relay *relay, RelayHeld *held)
-{
-	if (held)
-		held->standby_awaited = XactLastCommitEnd;
-	else
-		relay->standby_awaited = XactLastCommitEnd;
-	take_definition(relay, transaction_of(relay, held), held ? OWNER_HELD : OWNER_MAIN, held);
-}
-
-bool
-relay_transaction_may_choose(const Relay *relay)
-{
-	const RelayTransaction *t = &relay->transactions->of[TRANSACTION_SECOND];
-	ListCell   *lc;
-
-	if (t->phase != TRANSACTION_READY || t->owner != OWNER_NONE ||
-		relay->transactions->tentative)
-		return false;
-	foreach(lc, relay->held)
-	{
-		if (((const RelayHeld *) lfirst(lc))->tentative)
-			return false;
-	}
-	return true;
-}
-
-bool
-relay_transaction_is_parked(const Relay *relay)
-{
-	return relay->transactions->of[TRANSACTION_SECOND].owner == OWNER_PARKED;
-}
-
-bool
-relay_transaction_define_parked(Relay *relay, const int64 *ids, int count)
-{
-	RelayTransaction *t = &relay->transactions->of[TRANSACTION_SECOND];
-
-	(void) begin_definition(t);
-	memcpy(t->next.parked, ids, sizeof(int64) * count);
-	t->next.nparked = count;
-	return write_definition(relay, t);
-}
-
-void
-relay_transaction_defined_parked(Relay *relay)
-{
-	take_definition(relay, &relay->transactions->of[TRANSACTION_SECOND], OWNER_PARKED, NULL);
 }
 
 /* ---- sending ---- */
@@ -359,9 +265,9 @@ begin(Relay *relay, RelayTransaction *t, TimestampTz now)
 
 	if (t->phase == TRANSACTION_SENDING)
 		return true;
-	if (t->phase != TRANSACTION_READY)
+	if (t->phase != TRANSACTION_READY && t->phase != TRANSACTION_BEGUN)
 		return false;
-	if (!kafka_transaction_begin(t->producer, &error))
+	if (t->phase == TRANSACTION_READY && !kafka_transaction_begin(t->producer, &error))
 	{
 		strlcpy(t->broken, error.message, sizeof(t->broken));
 		return false;
@@ -374,9 +280,28 @@ begin(Relay *relay, RelayTransaction *t, TimestampTz now)
 }
 
 bool
+relay_transaction_prepare(Relay *relay, TimestampTz now)
+{
+	RelayTransaction *t = &relay->transactions->of[TRANSACTION_MAIN];
+	KafkaError	error;
+
+	if (t->phase != TRANSACTION_READY || t->committed_at == 0 ||
+		TimestampDifferenceExceeds(t->committed_at, now, RECENT_MS))
+		return true;
+	if (!kafka_transaction_begin(t->producer, &error))
+	{
+		strlcpy(t->broken, error.message, sizeof(t->broken));
+		return false;
+	}
+	t->phase = TRANSACTION_BEGINNING;
+	kafka_transaction_call(t->producer, KAFKA_CALL_POSITION, t->position, t->state.committed);
+	return false;
+}
+
+bool
 relay_transaction_begin(Relay *relay, const RelayHeld *held, TimestampTz now)
 {
-	RelayTransaction *t = transaction_of(relay, held);
+	RelayTransaction *t = relay_transaction_of(relay, held);
 
 	if (!begin(relay, t, now))
 		return false;
@@ -394,7 +319,7 @@ relay_transaction_begin_parked(Relay *relay, TimestampTz now)
 void
 relay_transaction_sent(Relay *relay, const RelayHeld *held)
 {
-	transaction_of(relay, held)->sent++;
+	relay_transaction_of(relay, held)->sent++;
 }
 
 void
@@ -409,7 +334,7 @@ relay_transaction_sent_parked(Relay *relay, int64 id)
 bool
 relay_transaction_is_full(const Relay *relay, const RelayHeld *held, TimestampTz now)
 {
-	const RelayTransaction *t = transaction_of(relay, held);
+	const RelayTransaction *t = relay_transaction_of(relay, held);
 
 	if (window_is_full(relay_window_of(relay, held)))
 		return true;
@@ -422,7 +347,7 @@ relay_transaction_is_full(const Relay *relay, const RelayHeld *held, TimestampTz
 void
 relay_transaction_broke(Relay *relay, const RelayHeld *held, const char *text)
 {
-	RelayTransaction *t = transaction_of(relay, held);
+	RelayTransaction *t = relay_transaction_of(relay, held);
 
 	strlcpy(t->broken, text, sizeof(t->broken));
 }
@@ -432,7 +357,20 @@ end_sending(RelayTransaction *t, int64 position)
 {
 	FAULT_POINT("sent");
 	t->phase = TRANSACTION_ENDING;
+	t->position = position;
 	kafka_transaction_call(t->producer, KAFKA_CALL_POSITION, position, t->state.defined);
+}
+
+void
+relay_transaction_flush(Relay *relay)
+{
+	for (int i = 0; relay->exact && i < TRANSACTIONS; i++)
+	{
+		const RelayTransaction *t = &relay->transactions->of[i];
+
+		if (t->phase == TRANSACTION_ENDING)
+			XLogFlush(t->needs);
+	}
 }
 
 /* If the batch is done, what it parked stays parked. */
@@ -450,7 +388,7 @@ note_batch_done(Relay *relay, RelayHeld *held)
 void
 relay_transaction_complete(Relay *relay, RelayHeld *held)
 {
-	RelayTransaction *t = transaction_of(relay, held);
+	RelayTransaction *t = relay_transaction_of(relay, held);
 	Window	   *window = relay_window_of(relay, held);
 
 	if (t->phase == TRANSACTION_SENDING)
@@ -469,7 +407,7 @@ relay_transaction_complete(Relay *relay, RelayHeld *held)
 void
 relay_transaction_settle(Relay *relay)
 {
-	if (relay->transactions->of[TRANSACTION_MAIN].phase == TRANSACTION_READY &&
+	if (is_quiet(&relay->transactions->of[TRANSACTION_MAIN]) &&
 		window_oldest(relay->window) != NULL)
 		relay_transaction_complete(relay, NULL);
 }
@@ -488,7 +426,7 @@ relay_transaction_complete_parked(Relay *relay)
 void
 relay_transaction_parked_some(Relay *relay, RelayHeld *held)
 {
-	RelayTransaction *t = transaction_of(relay, held);
+	RelayTransaction *t = relay_transaction_of(relay, held);
 
 	t->needs = XactLastCommitEnd;
 	if (window_oldest(relay_window_of(relay, held)) == NULL)
@@ -506,6 +444,14 @@ finish_commit(Relay *relay, RelayTransaction *t, TimestampTz now)
 {
 	RelayHeld  *held = t->held;
 
+	t->committed_at = now;
+	if (t->empty)
+	{
+		/* it was begun for nothing, and holds the position it was begun with */
+		t->empty = false;
+		t->phase = TRANSACTION_READY;
+		return;
+	}
 	FAULT_POINT("committed");
 	t->wrote = true;
 	strlcpy(t->state.committed, t->state.defined, sizeof(t->state.committed));
@@ -569,7 +515,13 @@ relay_transaction_serve(Relay *relay, int number, TimestampTz now)
 				relay_transaction_finish_opening(relay, t, &result);
 				break;
 			case KAFKA_CALL_POSITION:
-				t->positioned = true;
+				if (t->phase == TRANSACTION_BEGINNING)
+				{
+					t->phase = TRANSACTION_BEGUN;
+					t->since = now;
+				}
+				else
+					t->positioned = true;
 				break;
 			case KAFKA_CALL_COMMIT:
 				finish_commit(relay, t, now);
@@ -582,6 +534,7 @@ relay_transaction_serve(Relay *relay, int number, TimestampTz now)
 	if (t->phase == TRANSACTION_ENDING && t->positioned && all_acknowledged(relay, t) &&
 		(XLogRecPtrIsInvalid(t->needs) || relay_standby_has(relay, t->needs)))
 	{
+		XLogFlush(t->needs);
 		FAULT_POINT("positioned");
 		kafka_transaction_call(t->producer, KAFKA_CALL_COMMIT, 0, NULL);
 		t->phase = TRANSACTION_COMMITTING;
@@ -596,8 +549,17 @@ relay_transaction_serve(Relay *relay, int number, TimestampTz now)
 		relay_transaction_hold_pending(relay, now);
 		return;
 	}
-	if (number == TRANSACTION_MAIN && t->phase == TRANSACTION_READY)
+	if (number == TRANSACTION_MAIN && is_quiet(t))
 		relay_transaction_hold_pending(relay, now);
+
+	/* the broker would end it some time, and the producer with it */
+	if (t->phase == TRANSACTION_BEGUN &&
+		TimestampDifferenceExceeds(t->since, now, SENDING_MS))
+	{
+		kafka_transaction_call(t->producer, KAFKA_CALL_COMMIT, 0, NULL);
+		t->phase = TRANSACTION_COMMITTING;
+		t->empty = true;
+	}
 	if (number == TRANSACTION_MAIN && !relay->transactions->both_opened)
 		(void) isolation_producer(relay, now);
 
@@ -627,6 +589,8 @@ relay_transaction_due(const Relay *relay)
 
 		if (t->phase == TRANSACTION_ENDING && !XLogRecPtrIsInvalid(t->needs) && guc_wait_for_standby)
 			due = due_sooner(due, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 5));
+		if (t->phase == TRANSACTION_BEGUN)
+			due = due_sooner(due, TimestampTzPlusMilliseconds(t->since, SENDING_MS + 1));
 		if (i == TRANSACTION_SECOND && t->owner != OWNER_NONE && t->phase <= TRANSACTION_ENDING)
 			due = due_sooner(due, TimestampTzPlusMilliseconds(t->since, SECOND_MS + 1));
 	}

@@ -46,18 +46,24 @@ extern bool relay_transaction_is_idle(const Relay *relay, int number);
 /* Whether a cursor (held NULL: the main one) may read and send now. */
 extern bool relay_transaction_may_read(const Relay *relay, const struct RelayHeld *held);
 
-/* A transaction that was begun has to be read on, whatever else is asked for. */
+/*
+ * To be called before the main cursor reads. False: a transaction is being
+ * begun, come again when the producer reports.
+ */
+extern bool relay_transaction_prepare(Relay *relay, TimestampTz now);
+
+/* A transaction that has records has to be read on, whatever else is asked for. */
 extern bool relay_transaction_has_begun(const Relay *relay);
 
 /* It is complete, and will be committed or not without being read on. */
 extern bool relay_transaction_is_ending(const Relay *relay);
 
-/* Whether the batch that a cursor is to send is defined on disk. */
+/* Whether the batch that a cursor is to send is defined. */
 extern bool relay_transaction_is_defined(const Relay *relay, const struct RelayHeld *held);
 
 /*
  * Define it, in the caller's transaction, and note after its commit that it is
- * on disk. False: a lock was not to be had.
+ * defined. False: a lock was not to be had.
  */
 extern bool relay_transaction_define(Relay *relay, struct RelayHeld *held);
 extern void relay_transaction_defined(Relay *relay, struct RelayHeld *held);
@@ -90,6 +96,12 @@ extern bool relay_transaction_is_full(const Relay *relay, const struct RelayHeld
  */
 extern void relay_transaction_complete(Relay *relay, struct RelayHeld *held);
 extern void relay_transaction_complete_parked(Relay *relay);
+
+/*
+ * To be called when a transaction can be complete: the definition goes to disk
+ * while the brokers answer.
+ */
+extern void relay_transaction_flush(Relay *relay);
 
 /*
  * What the main cursor has passed over is done with when no transaction was

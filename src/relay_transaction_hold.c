@@ -14,10 +14,23 @@ bool
 relay_transaction_hold_later(Relay *relay, RelayTopic *topic, int partition,
 							 HeldReason reason, const char *error)
 {
-	PendingHold *pending = &relay->transactions->pending;
+	PendingHold *pending = NULL;
+	MemoryContext old;
+	ListCell   *lc;
 
-	if (pending->topic == NULL)
+	foreach(lc, relay->transactions->pending)
 	{
+		PendingHold *other = (PendingHold *) lfirst(lc);
+
+		if (other->topic == topic && other->partition == partition)
+			pending = other;
+	}
+	if (pending == NULL)
+	{
+		old = MemoryContextSwitchTo(relay->context);
+		pending = palloc0(sizeof(PendingHold));
+		relay->transactions->pending = lappend(relay->transactions->pending, pending);
+		MemoryContextSwitchTo(old);
 		pending->topic = topic;
 		pending->partition = partition;
 		pending->partitions = topic->partitions;
@@ -49,16 +62,23 @@ relay_transaction_hold_now(Relay *relay, RelayTopic *topic, int partition, int p
 void
 relay_transaction_hold_pending(Relay *relay, TimestampTz now)
 {
-	PendingHold *pending = &relay->transactions->pending;
+	List	   *all = relay->transactions->pending;
+	ListCell   *lc;
 
-	if (pending->topic == NULL || window_oldest(relay->window) != NULL)
+	if (all == NIL || window_oldest(relay->window) != NULL)
 		return;
 
 	/* should it fail, what led to it leads to it again */
-	(void) relay_transaction_hold_now(relay, pending->topic, pending->partition,
-									  pending->partitions, pending->reason,
-									  pending->error, now);
-	pending->topic = NULL;
+	relay->transactions->pending = NIL;
+	foreach(lc, all)
+	{
+		PendingHold *pending = (PendingHold *) lfirst(lc);
+
+		(void) relay_transaction_hold_now(relay, pending->topic, pending->partition,
+										  pending->partitions, pending->reason,
+										  pending->error, now);
+	}
+	list_free_deep(all);
 }
 
 void

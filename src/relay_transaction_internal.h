@@ -14,6 +14,8 @@ typedef enum TransactionPhase
 	TRANSACTION_CLOSED,			/* no producer */
 	TRANSACTION_OPENING,		/* fences, reads back */
 	TRANSACTION_READY,			/* nothing is under way */
+	TRANSACTION_BEGINNING,		/* begun, the coordinator is waited for */
+	TRANSACTION_BEGUN,			/* it takes records at once, has none yet */
 	TRANSACTION_SENDING,		/* begun, records are being added */
 	TRANSACTION_ENDING,			/* complete, reports are waited for */
 	TRANSACTION_COMMITTING
@@ -41,19 +43,23 @@ typedef struct RelayTransaction
 	RowPlace	place;
 	int			sent;
 	int64		sent_id;		/* of parked messages, the highest */
+	int64		position;		/* that was sent along last */
+	TimestampTz committed_at;	/* by this producer, or 0 */
+	bool		empty;			/* none was sent in the one being committed */
 	int			limit;
 	bool		lost_idle;		/* the last producer failed without need */
 	char		broken[KAFKA_ERROR_LENGTH]; /* it failed for this reason, or
 											 * "" */
 	bool		positioned;		/* the position is part of it */
 	bool		wrote;			/* this process has committed one */
-	XLogRecPtr	needs;			/* to be on the standby before the commit */
+	XLogRecPtr	needs;			/* to be on disk, and on the standby, before
+								 * the commit; or invalid */
 } RelayTransaction;
 
 /* A lane to be held when the main transaction has ended. */
 typedef struct PendingHold
 {
-	RelayTopic *topic;			/* NULL: none */
+	RelayTopic *topic;
 	int			partition;
 	int			partitions;
 	HeldReason	reason;
@@ -66,9 +72,12 @@ struct RelayTransactions
 	bool		both_opened;	/* once, by this process */
 	bool		tentative;		/* the main cursor's batch has parked rows */
 	bool		claimed;		/* what is found now is as it should be */
-	PendingHold pending;
+	List	   *pending;		/* of PendingHold */
 	bool		give_up;		/* the main transaction, for it */
 };
+
+/* Of whose producer a cursor's messages are (held NULL: the main one's). */
+extern RelayTransaction *relay_transaction_of(const Relay *relay, const RelayHeld *held);
 
 /* A nonce as text; whether a window's batch was defined with this one. */
 extern void relay_transaction_nonce_text(const pg_uuid_t *nonce, char *text);
@@ -78,7 +87,7 @@ extern bool relay_transaction_has_nonce(const Window *window, const char *text);
 extern void relay_transaction_finish_opening(Relay *relay, RelayTransaction *t,
 											 const KafkaTransactionResult *result);
 
-/* Hold the lane that waits for it, if nothing is under way. */
+/* Hold the lanes that wait for it, if nothing is under way. */
 extern void relay_transaction_hold_pending(Relay *relay, TimestampTz now);
 
 #endif							/* OUTBOX_RELAY_TRANSACTION_INTERNAL_H */

@@ -56,6 +56,14 @@ sub check
 	return;
 }
 
+# Of a server that may be down; psql itself can be gone before it is asked.
+sub ask
+{
+	my ($query, $database) = @_;
+	my ($code, $result) = eval { $node->psql($database // 'd', $query) };
+	return defined $code && $code == 0 ? $result : undef;
+}
+
 sub count_parked
 {
 	my ($where) = @_;
@@ -81,13 +89,11 @@ $node->reload;
 sql(q{SELECT outbox.retry('small')});
 for my $i (1 .. 5)
 {
-	$node->psql('d', "SELECT outbox.publish('good', '" . (1000 + $i) . ":'::text, 'k')");
+	ask("SELECT outbox.publish('good', '" . (1000 + $i) . ":'::text, 'k')");
 }
-wait_until('nothing is parked', sub {
-	my ($code, $count) = $node->psql('d', 'SELECT count(*) FROM outbox.parked');
-	return $code == 0 && $count eq '0' }, 300);
+wait_until('nothing is parked', sub { (ask('SELECT count(*) FROM outbox.parked') // '') eq '0' }, 300);
 wait_until('the setting is reset', sub {
-	($node->psql('postgres', 'ALTER SYSTEM RESET outbox_kafka.fault_point'))[0] == 0 });
+	defined ask('ALTER SYSTEM RESET outbox_kafka.fault_point', 'postgres') });
 $node->reload;
 wait_state($node, 'd', 'idle');
 wait_delivered($node, 'd');
@@ -117,12 +123,11 @@ check('paused', 400, 'the paused topic');
 # dying while it catches up
 $node->safe_psql('postgres', q{ALTER SYSTEM SET outbox_kafka.fault_point = 'committed:3'});
 $node->reload;
-sql(q{SELECT outbox.resume('paused')});
+wait_until('resumed', sub { defined ask(q{SELECT outbox.resume('paused')}) });
 wait_until('it has caught up', sub {
-	my ($code, $count) = $node->psql('d', 'SELECT (SELECT count(*) FROM outbox.pending) + (SELECT count(*) FROM outbox.held_lanes)');
-	return $code == 0 && $count eq '0' }, 120);
+	(ask('SELECT (SELECT count(*) FROM outbox.pending) + (SELECT count(*) FROM outbox.held_lanes)') // '') eq '0' }, 120);
 wait_until('the setting is reset', sub {
-	($node->psql('postgres', 'ALTER SYSTEM RESET outbox_kafka.fault_point'))[0] == 0 });
+	defined ask('ALTER SYSTEM RESET outbox_kafka.fault_point', 'postgres') });
 $node->reload;
 check('paused', 800, 'resumed');
 check('unknown', 200, 'the topic, made later');
