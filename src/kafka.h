@@ -100,6 +100,9 @@ typedef struct KafkaEventHandlers
 	void		(*error) (void *arg, const KafkaError *error);
 	void		(*log) (void *arg, int syslog_level, const char *text);
 	void		(*limit) (void *arg, const KafkaTopicLimit *limit);
+
+	/* a transaction has failed because this topic may not be written to */
+	void		(*forbidden) (void *arg, const char *topic, int code);
 } KafkaEventHandlers;
 
 /*

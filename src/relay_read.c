@@ -377,7 +377,12 @@ send_row_in_context(Relay *relay, RelayHeld *held, const CursorRow *row, Timesta
 		return false;
 	}
 
-	if (!durability_ensure(row->xid, held ? held->batch_end : relay->batch_end))
+	/*
+	 * Exactly once: the definition, written after the bound was taken, is on
+	 * disk before anybody may read this, and so is all that was before it.
+	 */
+	if ((!relay->exact || guc_wait_for_standby) &&
+		!durability_ensure(row->xid, held ? held->batch_end : relay->batch_end))
 	{
 		kafka_headers_free(record.headers);
 		if (held)
