@@ -235,6 +235,9 @@ extern size_t kafka_record_size(const KafkaRecord *record);
 extern bool kafka_error_is_timestamp(int code);
 extern bool kafka_error_is_size(int code);
 
+/* Whether it says that another producer has the transactional.id by now. */
+extern bool kafka_error_is_fenced(int code);
+
 /* Whether the broker does not let us know or do something. */
 extern bool kafka_error_is_denied(int code);
 

@@ -189,6 +189,14 @@ kafka_error_is_timestamp(int code)
 }
 
 bool
+kafka_error_is_fenced(int code)
+{
+	return code == RD_KAFKA_RESP_ERR__FENCED ||
+		code == RD_KAFKA_RESP_ERR_PRODUCER_FENCED ||
+		code == RD_KAFKA_RESP_ERR_INVALID_PRODUCER_EPOCH;
+}
+
+bool
 kafka_error_is_size(int code)
 {
 	return code == RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE;

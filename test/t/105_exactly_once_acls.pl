@@ -117,5 +117,18 @@ sql(q{SELECT outbox.retry('readonly')});
 wait_delivered($node, 'd', 90);
 check('readonly', 300, 'given back');
 
+# what transactions themselves need
+$kafka->allow('User:other', 'WRITE', 'outbox_kafka_progress');
+my $pid = relay_pid($node, 'd');
+kill 'TERM', $pid;
+wait_until('another relay', sub { my $new = relay_pid($node, 'd'); $new && $new != $pid });
+my $waiting = publish($node, 'd', q{'good', '301'::text, 'k1'});
+my $status = wait_state($node, 'd', 'failed', 60);
+like($status->{last_error}, qr/topic outbox_kafka_progress.*authoriz/i, 'a right that transactions need is missing: the status says which');
+is(sql("SELECT outbox.status('$waiting')"), 'pending', 'and the message waits');
+$kafka->withdraw('User:other', 'WRITE', 'outbox_kafka_progress');
+wait_published($node, 'd', $waiting);
+check('good', 301, 'the right is given');
+
 $node->stop;
 done_testing();
