@@ -177,7 +177,7 @@ seek(FunctionCallInfo fcinfo, const char *kind, int64 offset, TimestampTz time)
 		lengthof(types), types, NULL
 	};
 	Datum		values[lengthof(types)];
-	char		nulls[lengthof(types)] = "      ";
+	char		nulls[lengthof(types)] = {' ', ' ', ' ', ' ', ' ', ' '};
 	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	int64		count;
 

@@ -119,7 +119,8 @@ push_header_value(JsonbParseState * *state, JsonbIteratorToken token, const Head
 
 		text = palloc0(size);
 
-		(void) pg_b64_encode((const void *) header->value, (int) header->length, text, size - 1);
+		if (pg_b64_encode((const void *) header->value, (int) header->length, text, size - 1) < 0)
+			elog(ERROR, "could not encode a header");
 		(void) pushJsonbValue(state, WJB_BEGIN_OBJECT, NULL);
 		push_string(state, WJB_KEY, "base64");
 		push_string(state, WJB_VALUE, text);

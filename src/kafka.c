@@ -484,6 +484,7 @@ serve_log(rd_kafka_event_t *event, const KafkaEventHandlers *handlers, void *arg
 	const char *facility;
 	const char *text;
 	char		line[KAFKA_ERROR_LENGTH];
+	char		topic[256];
 	int			level;
 
 	if (rd_kafka_event_log(event, &facility, &text, &level) != 0 ||
@@ -491,6 +492,8 @@ serve_log(rd_kafka_event_t *event, const KafkaEventHandlers *handlers, void *arg
 		return;
 	kafka_copy_text(line, sizeof(line), text);
 	handlers->log(arg, level, line);
+	if (handlers->forbidden != NULL && kafka_error_forbids(facility, line, topic, sizeof(topic)))
+		handlers->forbidden(arg, topic, RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED);
 }
 
 int

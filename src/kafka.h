@@ -100,6 +100,9 @@ typedef struct KafkaEventHandlers
 	void		(*error) (void *arg, const KafkaError *error);
 	void		(*log) (void *arg, int syslog_level, const char *text);
 	void		(*limit) (void *arg, const KafkaTopicLimit *limit);
+
+	/* a transaction has failed because this topic may not be written to */
+	void		(*forbidden) (void *arg, const char *topic, int code);
 } KafkaEventHandlers;
 
 /*
@@ -231,6 +234,9 @@ extern size_t kafka_record_size(const KafkaRecord *record);
 /* Whether the broker refuses the time, or the size, of a record or a batch. */
 extern bool kafka_error_is_timestamp(int code);
 extern bool kafka_error_is_size(int code);
+
+/* Whether it says that another producer has the transactional.id by now. */
+extern bool kafka_error_is_fenced(int code);
 
 /* Whether the broker does not let us know or do something. */
 extern bool kafka_error_is_denied(int code);

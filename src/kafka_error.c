@@ -189,6 +189,14 @@ kafka_error_is_timestamp(int code)
 }
 
 bool
+kafka_error_is_fenced(int code)
+{
+	return code == RD_KAFKA_RESP_ERR__FENCED ||
+		code == RD_KAFKA_RESP_ERR_PRODUCER_FENCED ||
+		code == RD_KAFKA_RESP_ERR_INVALID_PRODUCER_EPOCH;
+}
+
+bool
 kafka_error_is_size(int code)
 {
 	return code == RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE;
@@ -199,4 +207,17 @@ kafka_error_is_denied(int code)
 {
 	return code == RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED ||
 		code == RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED;
+}
+
+bool
+kafka_error_forbids(const char *facility, const char *line, char *topic, size_t size)
+{
+	const char *start = strchr(line, '"');
+	const char *end = start ? strchr(start + 1, '"') : NULL;
+
+	if (strcmp(facility, "ADDPARTS") != 0 || end == NULL ||
+		strstr(end, rd_kafka_err2str(RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED)) == NULL)
+		return false;
+	snprintf(topic, size, "%.*s", (int) (end - start - 1), start + 1);
+	return true;
 }

@@ -34,4 +34,13 @@ extern KafkaErrorClass kafka_fill_error(KafkaError *error, KafkaErrorClass class
 										rd_kafka_resp_err_t code,
 										const char *message);
 
+/*
+ * Whether a line of librdkafka's log says that a transaction has failed because
+ * a topic may not be written to; which one. No report tells that: all messages
+ * of the transaction are reported as purged. The line has it as
+ * ... partition "NAME" [0] to transaction: ...
+ */
+extern bool kafka_error_forbids(const char *facility, const char *line,
+								char *topic, size_t size);
+
 #endif							/* OUTBOX_KAFKA_ERROR_H */

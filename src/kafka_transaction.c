@@ -94,9 +94,6 @@ fail(KafkaTransactionResult *result, rd_kafka_resp_err_t code, const char *what,
 
 	snprintf(text, sizeof(text), "%s: %s", what, message);
 	kafka_fill_error(&result->error, KAFKA_ERROR_CLIENT, code, text);
-	result->fenced = (code == RD_KAFKA_RESP_ERR__FENCED ||
-					  code == RD_KAFKA_RESP_ERR_PRODUCER_FENCED ||
-					  code == RD_KAFKA_RESP_ERR_INVALID_PRODUCER_EPOCH);
 	return false;
 }
 

@@ -31,7 +31,6 @@ typedef struct KafkaTransactionResult
 {
 	KafkaTransactionCall call;
 	bool		ok;
-	bool		fenced;			/* another producer has the same id */
 	KafkaError	error;			/* if not ok: this producer is of no use */
 
 	/* of KAFKA_CALL_OPEN */

@@ -155,10 +155,24 @@ delivered(void *arg, const KafkaDelivery *delivery)
 	}
 }
 
+static void
+forbidden(void *arg, const char *name, int code)
+{
+	Relay	   *relay = (Relay *) arg;
+	RelayIsolation *isolation = relay->isolation;
+
+	if (isolation->class != KAFKA_ERROR_NONE)
+		return;
+	isolation->class = KAFKA_ERROR_TOPIC;
+	isolation->code = code;
+	isolation->refusal.topic = relay_topic(relay->topics, name, (int) strlen(name));
+}
+
 static const KafkaEventHandlers handlers = {
 	.delivered = delivered,
 	.error = relay_producer_event,
 	.log = relay_producer_log,
+	.forbidden = forbidden,
 };
 
 /*

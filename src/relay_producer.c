@@ -126,11 +126,27 @@ relay_producer_log(void *arg, int syslog_level, const char *text)
 	}
 }
 
+static void
+forbidden(void *arg, const char *name, int code)
+{
+	Relay	   *relay = (Relay *) arg;
+
+	if (relay->refusal != KAFKA_ERROR_NONE && relay->refusal != KAFKA_ERROR_PURGED)
+		return;
+	relay->refusal = KAFKA_ERROR_TOPIC;
+	relay->refusal_code = code;
+	relay->refused_topic = relay_topic(relay->topics, name, (int) strlen(name));
+	relay->refused_partition = 0;
+	snprintf(relay->refusal_text, sizeof(relay->refusal_text), "topic \"%s\": %s",
+			 name, kafka_error_text(code));
+}
+
 static const KafkaEventHandlers handlers = {
 	.delivered = delivered,
 	.error = relay_producer_event,
 	.log = relay_producer_log,
 	.limit = limits_answer,
+	.forbidden = forbidden,
 };
 
 /* Tell what the handlers noted, now that no frame of librdkafka is below. */

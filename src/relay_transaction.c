@@ -74,6 +74,9 @@
 /* Sending may take so long; the broker ends a transaction of 10 s. */
 #define SENDING_MS 3000
 
+/* One that has taken so long may have been ended by the broker. */
+#define TOO_LONG_MS 9000
+
 /* A transaction of held lanes that takes longer is given up. */
 #define SECOND_MS 5000
 
@@ -485,11 +488,21 @@ all_acknowledged(const Relay *relay, const RelayTransaction *t)
 	return window_in_flight(relay_window_of(relay, t->held)) == 0;
 }
 
+/* Somebody else has the id now, unless the broker ended what took too long. */
+static void
+note_fenced(RelayTransaction *t, int code, TimestampTz now)
+{
+	if (kafka_error_is_fenced(code) && t->wrote &&
+		!(t->phase >= TRANSACTION_SENDING && TimestampDifferenceExceeds(t->since, now, TOO_LONG_MS)))
+		t->fenced = true;
+}
+
 void
 relay_transaction_serve(Relay *relay, int number, TimestampTz now)
 {
 	RelayTransaction *t = &relay->transactions->of[number];
 	KafkaTransactionResult result;
+	KafkaError	death;
 
 	if (t->phase == TRANSACTION_CLOSED)
 	{
@@ -497,6 +510,8 @@ relay_transaction_serve(Relay *relay, int number, TimestampTz now)
 			relay_transaction_hold_pending(relay, now);
 		return;
 	}
+	if (kafka_producer_is_dead(t->producer, &death))
+		note_fenced(t, death.code, now);
 	if (t->broken[0] != '\0')
 	{
 		lose(relay, t, pstrdup(t->broken), now);
@@ -506,6 +521,7 @@ relay_transaction_serve(Relay *relay, int number, TimestampTz now)
 	{
 		if (!result.ok)
 		{
+			note_fenced(t, result.error.code, now);
 			lose(relay, t, result.error.message, now);
 			return;
 		}

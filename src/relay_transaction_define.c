@@ -8,7 +8,8 @@
  * Kafka carries the nonce. The definition has to be on disk before a transaction
  * with messages of the batch is committed, and need not be before: what is not
  * committed is aborted, and nobody has to know where it would have ended. So
- * the disk and the brokers work at the same time. (With wait_for_standby the
+ * the disk and the brokers work at the same time. The same flush covers the
+ * commits of the messages themselves, which were before it. (With wait_for_standby the
  * definition is on the standby before the first message is sent; or a standby
  * that is away would leave transactions open.)
  *

@@ -52,6 +52,7 @@ typedef struct RelayTransaction
 											 * "" */
 	bool		positioned;		/* the position is part of it */
 	bool		wrote;			/* this process has committed one */
+	bool		fenced;			/* somebody has taken its right to write */
 	XLogRecPtr	needs;			/* to be on disk, and on the standby, before
 								 * the commit; or invalid */
 } RelayTransaction;

@@ -14,7 +14,9 @@
  * outbox.claim() says that this is the database to send, or the cluster to send
  * to. To be fenced proves nothing by itself: a transaction that took too long
  * ends in the same way, so the position is read back first. Of two that send,
- * the one whose position is the last goes on and the other one stops.
+ * the one whose position is the last goes on and the other one stops. It goes on
+ * because it must: two that stop are an outage by a copy that was started by
+ * mistake. But it was fenced meanwhile, and warns.
  */
 #include "postgres.h"
 
@@ -265,6 +267,17 @@ relay_transaction_finish_opening(Relay *relay, RelayTransaction *t, const KafkaT
 				 errdetail("It goes on from what PostgreSQL has stored: some messages may be sent a second time."),
 				 errhint("This is what recovery to a point in time, or a failover that lost transactions, looks like.")));
 	}
+	else if (t->fenced && t->number == TRANSACTION_MAIN)
+	{
+		const char *text = "another relay with the identity of this database was started: a copy of it, or an old primary";
+
+		shmem_set_error(relay->slot, text);
+		ereport(WARNING,
+				(errmsg("outbox_kafka: %s", text),
+				 errdetail("This one goes on. The other one stops when it finds that."),
+				 errhint("If the other one is to send, call outbox.claim() there.")));
+	}
+	t->fenced = false;
 	strlcpy(t->state.committed, result->found ? result->nonce : "",
 			sizeof(t->state.committed));
 	strlcpy(t->state.cluster, result->cluster, sizeof(t->state.cluster));

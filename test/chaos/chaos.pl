@@ -37,6 +37,7 @@ GetOptions(
 	'writers=i' => \$options{writers},
 	'pace=f' => \$options{pace},
 	'max-in-flight=i' => \$options{max_in_flight},
+	'delivery=s' => \$options{delivery},
 	'prove' => \$options{prove},
 	'set=s' => \%settings) && !@ARGV
   or die "chaos: wrong options, see run.sh\n";

@@ -18,6 +18,7 @@
 #   --writers N      concurrent writers (16)
 #   --pace S         mean pause of a writer between two transactions (0.1)
 #   --max-in-flight N  outbox_kafka.max_in_flight (500)
+#   --delivery exactly_once  readers of committed messages: nothing may come twice
 #   --prove          show that the comparison notices tampering with the log
 #   --set NAME=VALUE a further setting of the server; may be repeated
 #

@@ -21,7 +21,7 @@ use OutboxTest::Kafka;
 
 my $kafka = OutboxTest::Kafka->new;
 $kafka->start;
-$kafka->create_topic($_, 1) for qw(t s);
+$kafka->create_topic($_, 1) for qw(t s h);
 
 # How often each payload has arrived, for readers of committed messages.
 sub arrived
@@ -68,6 +68,7 @@ is($original->safe_psql('d', 'SELECT what FROM outbox.relay_conflict') eq $statu
 	1, 'and has it on disk');
 wait_published($copy, 'd', publish($copy, 'd', q{'t', 'copy 2'::text, 'k'}));
 is((relay_status($copy, 'd'))->{state}, 'idle', 'the copy goes on');
+like(relay_status($copy, 'd')->{last_error}, qr/another relay with the identity/, 'and says what it has seen');
 
 $original->restart;
 wait_state($original, 'd', 'conflict');
@@ -128,9 +129,17 @@ wait_until('the standby is synchronous',
 $first->safe_psql('d', q{SELECT outbox.publish('s', i::text, 'k') FROM generate_series(1, 500) AS i});
 wait_delivered($first, 'd');
 
+# a lane that was held catches up at that time, by the second producer
+$first->safe_psql('d', q{SELECT outbox.publish('h', i::text, 'k') FROM generate_series(1, 50) AS i});
+wait_delivered($first, 'd');
+$first->safe_psql('d', q{SELECT outbox.pause('h')});
+wait_until('a topic is held', sub { $first->safe_psql('d', 'SELECT count(*) FROM outbox.held_lanes') == 1 });
+$first->safe_psql('d', q{SELECT outbox.publish('h', i::text, 'k') FROM generate_series(51, 300) AS i});
+
 # many small ones, and the relay is frozen in the middle of them
 $first->psql('d', q{
 	DO $$ BEGIN FOR i IN 501 .. 700 LOOP PERFORM outbox.publish('s', i::text, 'k'); COMMIT; END LOOP; END $$});
+$first->safe_psql('d', q{SELECT outbox.resume('h')});
 my $zombie = relay_pid($first, 'd');
 kill 'STOP', $zombie;
 $second->promote;
@@ -140,6 +149,8 @@ wait_delivered($second, 'd');
 $count = arrived('s');
 is(scalar(grep { ($count->{$_} // 0) == 1 } 1 .. 700), 700, 'switchover: each once');
 is($count->{second}, 1, 'the new one sends');
+my $held = arrived('h');
+is(scalar(grep { ($held->{$_} // 0) == 1 } 1 .. 300), 300, 'switchover: each of the held topic once');
 
 # the old one has something to send that its primary alone has
 $first->append_conf('postgresql.conf', "synchronous_standby_names = ''\noutbox_kafka.wait_for_standby = 'off'");

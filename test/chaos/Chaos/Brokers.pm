@@ -29,14 +29,15 @@ use OutboxTest::Kafka;
 
 =item Chaos::Brokers->new(%options)
 
-Started, with three nodes. Options are those of OutboxTest::Kafka.
+Started, with three nodes. Options: most (how many may be away at the same time,
+unless all are, 2), and those of OutboxTest::Kafka.
 
 =cut
 
 sub new
 {
 	my ($class, %options) = @_;
-	my $self = bless { away => {} }, $class;
+	my $self = bless { away => {}, most => delete $options{most} // 2 }, $class;
 	$self->{kafka} = OutboxTest::Kafka->new(
 		nodes => 3,
 		heap => '256m',
@@ -70,7 +71,7 @@ sub take
 	my $kafka = $self->{kafka};
 	my @here = grep { !$self->{away}{$_} } 1 .. 3;
 	my $all = $kind eq 'pause-kafka';
-	return undef if $all ? @here < 3 : @here < 2;
+	return undef if $all ? @here < 3 : @here <= 3 - $self->{most};
 
 	my @victims = $all ? @here : $here[ int($pick * @here) ];
 	for my $id (@victims)

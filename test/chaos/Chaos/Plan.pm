@@ -43,6 +43,7 @@ our %KINDS = (
 	'restart-broker' => 'orderly stop of a broker, start later',
 	'pause-broker' => 'SIGSTOP of a broker, SIGCONT later',
 	'pause-kafka' => 'SIGSTOP of all brokers, SIGCONT later',
+	'kill-standby' => 'kill -9 of the standby, start later',
 	'promote' => 'immediate stop of the primary, promotion of its standby');
 
 # Longest absence, in seconds; the shortest is a tenth of it.
@@ -51,7 +52,8 @@ my %ABSENCE = (
 	'kill-broker' => 8,
 	'restart-broker' => 5,
 	'pause-broker' => 14,
-	'pause-kafka' => 6);
+	'pause-kafka' => 6,
+	'kill-standby' => 6);
 
 =head1 FUNCTIONS
 

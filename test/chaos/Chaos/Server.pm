@@ -234,8 +234,8 @@ sub stop
 # A server can fail to start when it is hit while it starts: tried again.
 sub start
 {
-	my ($self) = @_;
-	my $node = $self->{primary};
+	my ($self, $node) = @_;
+	$node //= $self->{primary};
 	for my $try (1 .. 5)
 	{
 		$node->{_pid} = undef;
@@ -271,6 +271,41 @@ sub kill_postmaster
 	$self->{slowest_orphan} = $took if $took > $self->{slowest_orphan};
 	kill 'KILL', $_->{pid} for @orphans;
 	return map { $_->{title} } @orphans;
+}
+
+=item $server->kill_standby
+
+SIGKILL of its postmaster. False: there is none.
+
+=item $server->wake_standby
+
+Start it again.
+
+=cut
+
+sub kill_standby
+{
+	my ($self) = @_;
+	my $node = $self->{standby} or return 0;
+	my $postmaster = Chaos::Process::postmaster_of($node->data_dir) or return 0;
+	my @orphans = Chaos::Process::children_of($postmaster);
+
+	$node->{_pid} = $postmaster;
+	$node->kill9;
+	my $deadline = time + 20;
+	while (@orphans = grep { Chaos::Process::is_alive($_) } @orphans)
+	{
+		last if time > $deadline;
+		sleep 0.02;
+	}
+	return 1;
+}
+
+sub wake_standby
+{
+	my ($self) = @_;
+	$self->start($self->{standby});
+	return;
 }
 
 =item $server->can_promote

@@ -161,7 +161,8 @@ sub compare
 =item $ledger->fetch($seconds)
 
 The first half of compare: wait until everything is delivered and write the
-ledger and the log of all topics to files. A hash: ledger, log, base (the
+ledger and the log of all topics, as readers of committed messages see it, to
+files. A hash: ledger, log, base (the
 beginning of their names).
 
 =cut
@@ -183,6 +184,7 @@ sub fetch
 		IPC::Run::run(
 			[
 				'kcat', '-q', '-J', '-C', '-e', '-o', 'beginning',
+				'-X', 'isolation.level=read_committed',
 				'-b', $self->{kafka}->bootstrap, '-t', $topic
 			],
 			'<', \undef,
