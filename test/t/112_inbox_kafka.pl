@@ -112,9 +112,9 @@ is(got('seek'), '7', 'a seek that is rolled back is none');
 
 # nothing is handled between seek() and the end of its transaction
 wait_caught_up($node, 'd', 'later');
-my $deciding = IPC::Run::start([ 'psql', '-X', '-q', '-d', $node->connstr('d') ],
-	'<', \q{BEGIN; SELECT inbox.seek('later', 'latest'); SELECT pg_sleep(3); ROLLBACK;}, '>', \my $out, '2>', \my $err);
-wait_until('somebody decides', sub { sql(q{SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(3)%' AND wait_event = 'PgSleep'}) eq '1' });
+my $deciding = IPC::Run::start([ 'psql', '-X', '-q', '-d', $node->connstr('d'), '-c',
+	q{BEGIN; SELECT inbox.seek('later', 'latest'); SELECT pg_sleep(5); ROLLBACK} ], '>', \my $out, '2>', \my $err);
+wait_until('somebody decides', sub { sql(q{SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(5)%' AND wait_event = 'PgSleep'}) eq '1' });
 $kafka->produce('later', 0, value => '5');
 wait_until('the worker waits', sub { sql(q{SELECT state FROM inbox.workers WHERE name = 'later'}) eq 'deciding' },
 	undef, sub { inbox_describe($node, 'd') });
