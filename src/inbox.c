@@ -394,30 +394,37 @@ sleep_until_needed(Inbox *inbox, TimestampTz now)
 	long		stats_due = pgstat_report_stat(false);
 	long		timeout = stats_due > 0 ? stats_due : SAFETY_MS;
 
+	/* what is due and cannot be done is no reason to wake */
+	bool		handling = !inbox->deciding && inbox->wait_until <= now;
+
 	if (wait_event == 0)
 		wait_event = compat_wait_event("OutboxInboxMain");
 	if (inbox->deciding)
 		timeout = Min(timeout, DECIDING_MS);
 	timeout = until(now, inbox->wait_until, timeout);
-	timeout = until(now, inbox_dedupe_due(inbox), timeout);
+	if (handling)
+		timeout = until(now, inbox_dedupe_due(inbox), timeout);
 	if (inbox->consumer == NULL)
 		timeout = until(now, inbox->retry_at, timeout);
 	else
 	{
 		timeout = until(now, inbox->discover_at, timeout);
-		timeout = until(now, inbox->tidy_at, timeout);
-		timeout = until(now, inbox->dead_at, timeout);
-		if (inbox->cluster != NULL)
+		if (handling)
+		{
+			timeout = until(now, inbox->tidy_at, timeout);
+			timeout = until(now, inbox->dead_at, timeout);
+		}
+		if (handling && inbox->cluster != NULL)
 			timeout = until(now, inbox->mirror_at, timeout);
 		for (int i = 0; i < inbox->npartitions; i++)
 		{
 			const InboxPartition *partition = inbox->partitions[i];
 
-			if (partition->state == INBOX_RETRYING)
+			if (handling && partition->state == INBOX_RETRYING && partition->next_try_at > now)
 				timeout = until(now, partition->next_try_at, timeout);
 			if (partition->reading == NULL && partition->found && partition->look_at > now)
 				timeout = until(now, partition->look_at, timeout);
-			if (partition->range_error && partition->reading == NULL && partition->look_at <= now &&
+			if (handling && partition->range_error && partition->reading == NULL && partition->look_at <= now &&
 				partition->state == INBOX_RUNNING)
 				timeout = 0;
 		}

@@ -34,7 +34,7 @@ typedef struct Header
 	char	   *name;
 	const char *value;			/* NULL: none */
 	Size		length;
-}			Header;
+} Header;
 
 /* in the context of the transaction that inbox_message_prepare() was called in */
 static TupleDesc row_type = NULL;
@@ -100,7 +100,7 @@ push_string(JsonbParseState * *state, JsonbIteratorToken token, const char *text
 }
 
 static void
-push_header_value(JsonbParseState * *state, JsonbIteratorToken token, const Header * header)
+push_header_value(JsonbParseState * *state, JsonbIteratorToken token, const Header *header)
 {
 	char	   *text;
 
@@ -148,7 +148,7 @@ header_name(const char *name)
 }
 
 static Jsonb *
-headers_to_jsonb(Header * headers, int count)
+headers_to_jsonb(Header *headers, int count)
 {
 	JsonbParseState *state = NULL;
 	JsonbValue *result;

@@ -341,7 +341,7 @@ start_partition(Inbox *inbox, InboxPartition *partition, TimestampTz now)
 		from = partition->last_offset;
 		partition->check_last = true;
 	}
-	if (partition->state == INBOX_MISSING)
+	if (partition->state == INBOX_MISSING || partition->state == INBOX_OTHER_CLUSTER)
 		inbox_set_state(inbox, partition,
 						partition->failing_offset >= 0 ? INBOX_RETRYING : INBOX_RUNNING, NULL);
 	partition->next_offset = partition->position;
@@ -366,7 +366,9 @@ inbox_start_reading(Inbox *inbox, TimestampTz now)
 
 		if (partition->reading == NULL && partition->found && partition->look_at <= now &&
 			(partition->state == INBOX_RUNNING || partition->state == INBOX_RETRYING ||
-			 partition->state == INBOX_SKIPPING || partition->state == INBOX_MISSING))
+			 partition->state == INBOX_SKIPPING || partition->state == INBOX_MISSING ||
+			 (partition->state == INBOX_OTHER_CLUSTER && partition->cluster != NULL &&
+			  strcmp(partition->cluster, inbox->cluster) == 0)))
 			start_partition(inbox, partition, now);
 	}
 }

@@ -9,6 +9,7 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/../lib";
 
+use IPC::Run;
 use Test::More;
 
 use OutboxTest;
@@ -109,13 +110,17 @@ numbers('seek', 7, 7);
 wait_handled($node, 'd', q{got WHERE topic = 'seek'}, 1);
 is(got('seek'), '7', 'a seek that is rolled back is none');
 
-# nothing is handled between seek() and the commit
-{
-	my $session = $node->background_psql('d') if $node->can('background_psql');
-	my $locked = sql(q{BEGIN; SELECT inbox.seek('seek', 'latest');
-		SELECT outbox.publish('later', '8'::text, 'k', partition => 0); COMMIT});
-	wait_handled($node, 'd', q{got WHERE topic = 'later'}, 5);
-}
+# nothing is handled between seek() and the end of its transaction
+wait_caught_up($node, 'd', 'later');
+my $deciding = IPC::Run::start([ 'psql', '-X', '-q', '-d', $node->connstr('d') ],
+	'<', \q{BEGIN; SELECT inbox.seek('later', 'latest'); SELECT pg_sleep(3); ROLLBACK;}, '>', \my $out, '2>', \my $err);
+wait_until('somebody decides', sub { sql(q{SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(3)%' AND wait_event = 'PgSleep'}) eq '1' });
+$kafka->produce('later', 0, value => '5');
+wait_until('the worker waits', sub { sql(q{SELECT state FROM inbox.workers WHERE name = 'later'}) eq 'deciding' },
+	undef, sub { inbox_describe($node, 'd') });
+is(sql(q{SELECT count(*) FROM got WHERE topic = 'later'}), 4, 'nothing is handled while somebody decides');
+$deciding->finish;
+wait_handled($node, 'd', q{got WHERE topic = 'later'}, 5);
 
 # ---- lag tools: the group of the subscription
 
