@@ -199,8 +199,12 @@ discard_begin_lane(Relay *relay, RelayHeld *held)
 	held->discards_after = NULL;
 	held->discards = held->discarding = is_asked_for(relay->discard, held->topic);
 	held->discard_at = 0;
-	if (held->discards)
-		held->discards_after = cursor_bound_share(window_newest_bound(relay->window));
+	if (!held->discards)
+		return;
+	held->discards_after = cursor_bound_share(window_newest_bound(relay->window));
+
+	/* it ends with a batch after this one, also if nothing is published */
+	relay->caught_up = false;
 }
 
 void
