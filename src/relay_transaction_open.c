@@ -271,7 +271,7 @@ relay_transaction_finish_opening(Relay *relay, RelayTransaction *t, const KafkaT
 	{
 		const char *text = "another relay with the identity of this database was started: a copy of it, or an old primary";
 
-		shmem_set_error(relay->slot, text);
+		shmem_set_error(&relay->slot->worker, text);
 		ereport(WARNING,
 				(errmsg("outbox_kafka: %s", text),
 				 errdetail("This one goes on. The other one stops when it finds that."),
