@@ -218,7 +218,11 @@ discard_begin(Relay *relay)
 		relay->discard->finish_at = GetCurrentTimestamp();
 }
 
-/* Whether a row may have been sent without our knowing. */
+/*
+ * Whether a row may have been sent without our knowing. (With exactly once a
+ * held lane withdraws nothing at all: what it passes over counts only with a
+ * transaction of its own.)
+ */
 static bool
 is_in_doubt(const RelayDiscard *discard, const CursorRow *row)
 {
@@ -241,7 +245,7 @@ discard_request_for(const Relay *relay, const RelayHeld *held, const CursorRow *
 
 		if (message && message->request->topic == topic &&
 			(message->request->done || !message->request->if_unsent ||
-			 !is_in_doubt(discard, row)))
+			 (!relay->exact && !is_in_doubt(discard, row))))
 			return message->request;
 	}
 	foreach(lc, discard->requests)
