@@ -30,6 +30,7 @@ my @parts = (
 	[ publish => \&Bench::Publish::run ],
 	[ commit => \&Bench::Publish::run_commit ],
 	[ inbox => \&Bench::Inbox::run ],
+	[ rebuild => \&Bench::Inbox::run_rebuild ],
 	[ size => \&Bench::Steady::run_size ],
 	[ backlog => \&Bench::Growth::run_backlog ],
 	[ payload => \&Bench::Growth::run_payload ],

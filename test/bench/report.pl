@@ -49,6 +49,7 @@ my %columns = (
 	sent_rate => [ 'sent/s meanwhile', 0 ],
 	behind => [ 'behind at the end', 0 ],
 	kept => [ 'kept of the rate', 3, 1 ],
+	seconds => [ 'seconds', 1, 1 ],
 	by_insert => [ 'by INSERT', 3, 1 ],
 	megabytes => [ 'MB', 0, 1 ],
 	dead_rows => [ 'dead rows', 0, 1 ],
@@ -94,6 +95,7 @@ my @parts = (
 		ratio => 'rate', base => [qw(sink)],
 		plots => [ [ groups => 'rate' ] ]
 	},
+	{ name => 'rebuild', title => 'A table rebuilt from Kafka', columns => [qw(seconds rate other)], plots => [] },
 	{
 		name => 'size', title => 'Size on disk under a steady load',
 		columns => [qw(megabytes dead_rows)],

@@ -20,7 +20,7 @@
 #
 # Environment:
 #   BENCH        parts: drain, latency, steady, publish, commit (these by
-#                default), inbox, size, backlog, payload, topics, idle; or all
+#                default), inbox, rebuild, size, backlog, payload, topics, idle; or all
 #   CONTENDERS   of relay, relay_eos (delivery = exactly_once), bare, polling,
 #                polling_large (10,000 rows a batch), debezium, debezium_tuned
 #                ("relay bare polling debezium debezium_tuned")

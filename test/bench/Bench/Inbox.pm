@@ -16,7 +16,11 @@ Both commit as the server does by default, to disk. The rate is the number of
 rows by the time between the first and the last commit, the first batch not
 counted. A run only counts if each message is a row once, as it was sent.
 
-CPU time is that of the inbox worker, or of the consumer and its session.
+CPU time is that of the server's processes, and of the whole machine.
+
+The rebuild: a table of as many messages as INBOX_ROWS is emptied and
+inbox.seek() called in one transaction; how long it takes until the table is what
+it was, and that it is.
 
 =cut
 
@@ -133,6 +137,36 @@ sub run
 		}
 		$env->delete_topic(TOPIC);
 	}
+	return;
+}
+
+sub run_rebuild
+{
+	my ($env, $options) = @_;
+	my ($database, $rows) = ('bench_rebuild', $options->{inbox_rows});
+	my $digest = q{SELECT md5(string_agg(md5(concat("offset", key, payload)), '' ORDER BY "offset")) FROM received};
+
+	$env->create_topics(TOPIC);
+	$env->producer(TOPIC, '-g', $rows);
+	$env->new_database($database);
+	$env->sql($database, $tables);
+	my $end = $contenders{inbox}->($env, $database, 1000);
+	wait_received($env, 'inbox', $database, $rows);
+	my $before = $env->sql($database, $digest);
+	for my $round (1 .. $options->{runs})
+	{
+		my $watch = $env->start_watch;
+		$env->sql($database, q{BEGIN; SELECT inbox.seek('bench', 'earliest'); TRUNCATE received; COMMIT});
+		wait_received($env, 'inbox', $database, $rows);
+		my $used = $env->end_watch($watch);
+		croak 'the table is not what it was' if $env->sql($database, $digest) ne $before;
+		$env->record('rebuild', 'inbox', group($rows) . ' messages', $round,
+			{ seconds => $used->{seconds}, rate => $rows / $used->{seconds}, other => $used->{other} });
+		progress(sprintf 'rebuild, %s messages: %.1f s', group($rows), $used->{seconds});
+	}
+	$end->();
+	$env->drop_database($database);
+	$env->delete_topic(TOPIC);
 	return;
 }
 
