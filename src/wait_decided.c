@@ -2,9 +2,8 @@
  * wait_decided.c
  *	  outbox.wait_decided(): wait until an expectation is decided.
  *
- * Who decides, by an answer or for the deadline, broadcasts at commit what the
- * relay broadcasts when it has stored progress (see wakeup.c), and a waiting
- * backend looks again. It holds no snapshot of its own while it waits.
+ * The row is looked at again each time something was decided (progress_wait.c),
+ * with a snapshot that is not held in between.
  */
 #include "postgres.h"
 
@@ -14,8 +13,6 @@
 #include "access/xact.h"
 #include "fmgr.h"
 #include "miscadmin.h"
-#include "storage/condition_variable.h"
-#include "storage/ipc.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -29,10 +26,7 @@
 #include "catalog.h"
 #include "compat.h"
 #include "confirmation.h"
-#include "shmem.h"
-
-/* Without shared memory to be told by, or as a safety net. */
-#define LOOK_INTERVAL_MS 1000
+#include "progress_wait.h"
 
 /* Columns of outbox.confirmation */
 #define ANUM_XID 2
@@ -104,88 +98,34 @@ look(text *correlation_id)
 	return result;
 }
 
+/* What is waited for, and what was found last. */
+typedef struct Waiting
+{
+	text	   *correlation_id;
+	char	   *decision;
+} Waiting;
+
 static bool
-is_awaiting(const char *decision)
+is_over(void *arg)
 {
-	return decision != NULL && strcmp(decision, "awaiting") == 0;
-}
+	Waiting    *waiting = (Waiting *) arg;
 
-static char *
-wait_decided(RelaySlot *slot, text *correlation_id, TimestampTz end)
-{
-	static uint32 wait_event = 0;
-	char	   *result;
-
-	if (wait_event == 0)
-		wait_event = compat_wait_event("OutboxWaitDecided");
-	if (slot != NULL)
-		ConditionVariablePrepareToSleep(&slot->progress_cv);
-	for (;;)
-	{
-		long		timeout;
-
-		result = look(correlation_id);
-		if (!is_awaiting(result))
-			break;
-		timeout = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
-		if (timeout <= 0)
-			break;
-		pfree(result);
-		timeout = Min(timeout, LOOK_INTERVAL_MS);
-		if (slot != NULL)
-			(void) ConditionVariableTimedSleep(&slot->progress_cv, timeout, wait_event);
-		else
-		{
-			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-							 timeout, wait_event);
-			ResetLatch(MyLatch);
-			CHECK_FOR_INTERRUPTS();
-		}
-	}
-	if (slot != NULL)
-		ConditionVariableCancelSleep();
-	return result;
-}
-
-static void
-stop_waiting(int code, Datum arg)
-{
-	RelaySlot  *slot = (RelaySlot *) DatumGetPointer(arg);
-
-	pg_atomic_fetch_sub_u32(&slot->waiters, 1);
-}
-
-/* The same, counted as a waiter meanwhile, also if it ends by an error. */
-static char *
-wait_counted(RelaySlot *slot, text *correlation_id, TimestampTz end)
-{
-	char	   *volatile result = NULL;
-
-	pg_atomic_fetch_add_u32(&slot->waiters, 1);
-	PG_ENSURE_ERROR_CLEANUP(stop_waiting, PointerGetDatum(slot));
-	{
-		result = wait_decided(slot, correlation_id, end);
-	}
-	PG_END_ENSURE_ERROR_CLEANUP(stop_waiting, PointerGetDatum(slot));
-	stop_waiting(0, PointerGetDatum(slot));
-	return result;
+	if (waiting->decision != NULL)
+		pfree(waiting->decision);
+	waiting->decision = look(waiting->correlation_id);
+	return waiting->decision == NULL || strcmp(waiting->decision, "awaiting") != 0;
 }
 
 Datum
 outbox_kafka_wait_decided(PG_FUNCTION_ARGS)
 {
-	text	   *correlation_id = PG_GETARG_TEXT_PP(0);
-	Interval   *timeout = PG_GETARG_INTERVAL_P(1);
-	TimestampTz end;
-	RelaySlot  *slot = shared_state ? shmem_find_slot(MyDatabaseId) : NULL;
-	char	   *result;
+	static uint32 wait_event = 0;
+	Waiting		waiting = {.correlation_id = PG_GETARG_TEXT_PP(0)};
 
-	end = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-												  TimestampTzGetDatum(GetCurrentTimestamp()),
-												  IntervalPGetDatum(timeout)));
-	result = slot ? wait_counted(slot, correlation_id, end) :
-		wait_decided(NULL, correlation_id, end);
-	if (result == NULL)
+	if (wait_event == 0)
+		wait_event = compat_wait_event("OutboxWaitDecided");
+	progress_wait(is_over, &waiting, progress_wait_end(PG_GETARG_INTERVAL_P(1)), wait_event);
+	if (waiting.decision == NULL)
 		PG_RETURN_NULL();
-	PG_RETURN_TEXT_P(cstring_to_text(result));
+	PG_RETURN_TEXT_P(cstring_to_text(waiting.decision));
 }

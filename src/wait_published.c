@@ -3,9 +3,8 @@
  *	  outbox.wait_published(): wait until a message is acknowledged.
  *
  * The message is looked up by its event id, then the progress on disk is asked
- * again each time the relay has stored some. A waiting backend is counted in
- * the slot, so that the relay stores progress as soon as there is any; it
- * holds no snapshot of its own while it waits.
+ * again each time the relay has stored some (progress_wait.c), with snapshots
+ * that are not held in between.
  */
 #include "postgres.h"
 
@@ -18,8 +17,6 @@
 #include "executor/tuptable.h"
 #include "miscadmin.h"
 #include "storage/bufmgr.h"
-#include "storage/ipc.h"
-#include "storage/condition_variable.h"
 #include "utils/fmgroids.h"
 #include "utils/fmgrprotos.h"
 #include "utils/memutils.h"
@@ -33,10 +30,7 @@
 #include "held.h"
 #include "message.h"
 #include "progress.h"
-#include "shmem.h"
-
-/* Without a relay to be told by, or as a safety net. */
-#define LOOK_INTERVAL_MS 1000
+#include "progress_wait.h"
 
 PG_FUNCTION_INFO_V1(outbox_kafka_wait_published);
 
@@ -120,93 +114,34 @@ is_in(Oid table, int64 id)
 	return found;
 }
 
-static bool
-is_delivered(const FoundMessage *message, MemoryContext context, bool *discarded)
+/* What is waited for. */
+typedef struct Waiting
 {
-	MemoryContext old = MemoryContextSwitchTo(context);
+	const FoundMessage *message;
+	MemoryContext context;		/* reset after each look */
+	bool		delivered;
+} Waiting;
+
+/* It is delivered, or will not be: it was discarded. */
+static bool
+is_over(void *arg)
+{
+	Waiting    *waiting = (Waiting *) arg;
+	const FoundMessage *message = waiting->message;
+	MemoryContext old = MemoryContextSwitchTo(waiting->context);
 	bool		covered;
-	bool		result;
+	bool		discarded = false;
 
 	/* the progress first: a message is set aside before it is covered */
 	covered = held_or_main_delivered(catalog_get(false), message->xid, message->id,
-									 message->slot);
-	result = covered && !is_in(catalog_get(false)->parked, message->id);
-	*discarded = result && is_in(catalog_get(false)->discarded, message->id);
-	if (*discarded)
-		result = false;
+									 message->slot) &&
+		!is_in(catalog_get(false)->parked, message->id);
+	if (covered)
+		discarded = is_in(catalog_get(false)->discarded, message->id);
+	waiting->delivered = covered && !discarded;
 	MemoryContextSwitchTo(old);
-	MemoryContextReset(context);
-	return result;
-}
-
-static void
-stop_waiting(int code, Datum arg)
-{
-	RelaySlot  *slot = (RelaySlot *) DatumGetPointer(arg);
-
-	pg_atomic_fetch_sub_u32(&slot->waiters, 1);
-}
-
-/* Poll and sleep until delivered or the end of time. */
-static bool
-wait_delivered(RelaySlot *slot, const FoundMessage *message, TimestampTz end)
-{
-	static uint32 wait_event = 0;
-	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
-												  "outbox wait", ALLOCSET_SMALL_SIZES);
-	bool		result;
-
-	if (wait_event == 0)
-		wait_event = compat_wait_event("OutboxWaitPublished");
-
-	if (slot != NULL)
-	{
-		ConditionVariablePrepareToSleep(&slot->progress_cv);
-		shmem_set_latch(pg_atomic_read_u32(&slot->worker.procno));
-	}
-	for (;;)
-	{
-		long		timeout;
-		bool		discarded;
-
-		result = is_delivered(message, context, &discarded);
-		if (result || discarded)
-			break;
-		timeout = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
-		if (timeout <= 0)
-			break;
-		timeout = Min(timeout, LOOK_INTERVAL_MS);
-
-		if (slot != NULL)
-			(void) ConditionVariableTimedSleep(&slot->progress_cv, timeout, wait_event);
-		else
-		{
-			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-							 timeout, wait_event);
-			ResetLatch(MyLatch);
-			CHECK_FOR_INTERRUPTS();
-		}
-	}
-	if (slot != NULL)
-		ConditionVariableCancelSleep();
-	MemoryContextDelete(context);
-	return result;
-}
-
-/* The same, counted as a waiter meanwhile, also if it ends by an error. */
-static bool
-wait_counted(RelaySlot *slot, const FoundMessage *message, TimestampTz end)
-{
-	volatile bool result = false;
-
-	pg_atomic_fetch_add_u32(&slot->waiters, 1);
-	PG_ENSURE_ERROR_CLEANUP(stop_waiting, PointerGetDatum(slot));
-	{
-		result = wait_delivered(slot, message, end);
-	}
-	PG_END_ENSURE_ERROR_CLEANUP(stop_waiting, PointerGetDatum(slot));
-	stop_waiting(0, PointerGetDatum(slot));
-	return result;
+	MemoryContextReset(waiting->context);
+	return covered;
 }
 
 /*
@@ -216,18 +151,16 @@ wait_counted(RelaySlot *slot, const FoundMessage *message, TimestampTz end)
 Datum
 outbox_kafka_wait_published(PG_FUNCTION_ARGS)
 {
-	Datum		event_id = PG_GETARG_DATUM(0);
-	Interval   *timeout = PG_GETARG_INTERVAL_P(1);
+	static uint32 wait_event = 0;
+	TimestampTz end = progress_wait_end(PG_GETARG_INTERVAL_P(1));
 	OutboxCatalog catalog = *catalog_get(false);
-	TimestampTz end;
-	RelaySlot  *slot;
 	FoundMessage message;
+	Waiting		waiting = {.message = &message};
 
-	end = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-												  TimestampTzGetDatum(GetCurrentTimestamp()),
-												  IntervalPGetDatum(timeout)));
+	if (wait_event == 0)
+		wait_event = compat_wait_event("OutboxWaitPublished");
 
-	find_message(&catalog, event_id, &message);
+	find_message(&catalog, PG_GETARG_DATUM(0), &message);
 	if (message.slot == NULL)
 		PG_RETURN_NULL();
 
@@ -238,7 +171,8 @@ outbox_kafka_wait_published(PG_FUNCTION_ARGS)
 				 errdetail("A message is sent only after its transaction has committed."),
 				 errhint("Commit first, then wait.")));
 
-	slot = shared_state ? shmem_find_slot(MyDatabaseId) : NULL;
-	PG_RETURN_BOOL(slot ? wait_counted(slot, &message, end) :
-				   wait_delivered(NULL, &message, end));
+	waiting.context = AllocSetContextCreate(CurrentMemoryContext, "outbox wait",
+											ALLOCSET_SMALL_SIZES);
+	progress_wait(is_over, &waiting, end, wait_event);
+	PG_RETURN_BOOL(waiting.delivered);
 }
