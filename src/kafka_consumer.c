@@ -316,28 +316,31 @@ kafka_consumer_watermarks(KafkaConsumer *consumer, const char *topic, int partit
 	return code == RD_KAFKA_RESP_ERR_NO_ERROR;
 }
 
+/*
+ * The end is asked for first: a message that is written in between is then
+ * behind it, and is read if nothing was young enough before.
+ */
 bool
 kafka_consumer_offset_at(KafkaConsumer *consumer, const char *topic, int partition,
 						 int64_t time_ms, int64_t *offset, int timeout_ms,
 						 KafkaError *error)
 {
-	rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(1);
-	rd_kafka_topic_partition_t *asked = rd_kafka_topic_partition_list_add(list, topic, partition);
+	rd_kafka_topic_partition_list_t *list;
 	rd_kafka_resp_err_t code;
 	int64_t		low;
+	int64_t		end;
 
-	asked->offset = time_ms;
+	if (!kafka_consumer_watermarks(consumer, topic, partition, &low, &end, timeout_ms, error))
+		return false;
+	list = rd_kafka_topic_partition_list_new(1);
+	rd_kafka_topic_partition_list_add(list, topic, partition)->offset = time_ms;
 	code = rd_kafka_offsets_for_times(consumer->rk, list, timeout_ms);
 	if (code == RD_KAFKA_RESP_ERR_NO_ERROR)
 		code = list->elems[0].err;
-	*offset = list->elems[0].offset;
+	*offset = list->elems[0].offset < 0 ? end : list->elems[0].offset;
 	rd_kafka_topic_partition_list_destroy(list);
 	kafka_fill_error(error, kafka_classify(code, FROM_METADATA), code, NULL);
-	if (code != RD_KAFKA_RESP_ERR_NO_ERROR)
-		return false;
-	/* nothing is that young */
-	return *offset >= 0 ||
-		kafka_consumer_watermarks(consumer, topic, partition, &low, offset, timeout_ms, error);
+	return code == RD_KAFKA_RESP_ERR_NO_ERROR;
 }
 
 /*

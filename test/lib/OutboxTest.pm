@@ -41,7 +41,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 our @EXPORT = qw(
-  new_node new_database publish
+  new_node new_database publish try_sql
   relay_status relay_pid wait_until wait_state wait_published wait_delivered
   murmur2 murmur2_partition
 );
@@ -106,6 +106,21 @@ sub publish
 {
 	my ($node, $database, $arguments) = @_;
 	return $node->safe_psql($database, "SELECT outbox.publish($arguments)");
+}
+
+=item try_sql($node, $database, $sql)
+
+What a statement prints; undef if it fails. The server may be down, or go down
+meanwhile: psql can be gone before it has read the statement, which
+PostgreSQL::Test::Cluster's psql() dies of.
+
+=cut
+
+sub try_sql
+{
+	my ($node, $database, $sql) = @_;
+	my ($code, $out) = eval { $node->psql($database, $sql) };
+	return defined $code && $code == 0 ? $out : undef;
 }
 
 =item relay_status($node, $database)

@@ -50,8 +50,7 @@ my $ledger = OutboxTest::Ledger->new($node, 'a', $kafka);
 # The process of the relay; undef also while nobody can connect.
 sub relay_of
 {
-	my ($code, $pid) = $node->psql('a', 'SELECT pid FROM outbox.relay_status');
-	return $code == 0 && $pid ? $pid : undef;
+	return try_sql($node, 'a', 'SELECT pid FROM outbox.relay_status') || undef;
 }
 
 sub wait_relay
@@ -96,12 +95,11 @@ sub kill_backend
 	my $pid = wait_until(
 		'a writer is inside a transaction',
 		sub {
-			my ($code, $pid) = $node->psql(
-				'a',
+			return try_sql(
+				$node, 'a',
 				q{SELECT pid FROM pg_stat_activity
 				  WHERE backend_type = 'client backend' AND backend_xid IS NOT NULL
-					AND pid <> pg_backend_pid() LIMIT 1});
-			return $code == 0 && $pid ? $pid : undef;
+					AND pid <> pg_backend_pid() LIMIT 1}) || undef;
 		});
 	kill 'KILL', $pid;
 	wait_relay($before);

@@ -66,7 +66,7 @@ sub start_load
 	open(STDERR, '>', '/dev/null');
 	while (getppid() != 1)
 	{
-		$node->psql('d', 'CALL load(2000)');
+		try_sql($node, 'd', 'CALL load(2000)');
 		sleep 0.1;
 	}
 	POSIX::_exit(0);
@@ -79,10 +79,9 @@ sub stop_load
 	waitpid $pid, 0;
 	# its session ends with the statement: nothing is written afterwards
 	wait_until('nobody writes', sub {
-		my ($code, $count) = $node->psql('d', q{
+		(try_sql($node, 'd', q{
 			SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-			WHERE query LIKE 'CALL load%'});
-		return $code == 0 && $count == 0; });
+			WHERE query LIKE 'CALL load%'}) // '') eq '0'; });
 	return;
 }
 
@@ -90,8 +89,7 @@ sub set_fault
 {
 	my ($fault) = @_;
 	wait_until('the setting is changed', sub {
-		my ($code) = $node->psql('postgres', "ALTER SYSTEM SET outbox_kafka.fault_point = '$fault'");
-		return $code == 0; });
+		defined try_sql($node, 'postgres', "ALTER SYSTEM SET outbox_kafka.fault_point = '$fault'"); });
 	$node->reload;
 	return;
 }
@@ -159,7 +157,7 @@ for my $i (1 .. $kills)
 {
 	my $died = deaths('committed');
 	set_fault('committed:1');
-	$node->psql('d', 'SELECT spread(1)');
+	try_sql($node, 'd', 'SELECT spread(1)');
 	wait_until('the relay has died', sub { deaths('committed') > $died }, 60);
 	set_fault('');
 	wait_quiet();
@@ -171,14 +169,12 @@ my $load = start_load();
 for my $i (1 .. 2 * $kills)
 {
 	my $pid = wait_until('a relay runs', sub {
-		my ($code, $pid) = $node->psql('d',
-			q{SELECT pid FROM outbox.relay_status WHERE state IN ('running', 'idle')});
-		return $code == 0 && $pid ? $pid : undef; }, 120);
+		try_sql($node, 'd', q{SELECT pid FROM outbox.relay_status WHERE state IN ('running', 'idle')}) || undef; }, 120);
 	sleep rand(1);
 	kill 'KILL', $pid;
 }
 stop_load($load);
-wait_until('the server is back', sub { ($node->psql('d', 'SELECT 1'))[0] == 0 });
+wait_until('the server is back', sub { try_sql($node, 'd', 'SELECT 1') });
 wait_quiet();
 is_deeply(compare(), $nothing, 'killed at random: exactly once');
 

@@ -56,12 +56,11 @@ sub check
 	return;
 }
 
-# Of a server that may be down; psql itself can be gone before it is asked.
+# Of a server that may be down.
 sub ask
 {
 	my ($query, $database) = @_;
-	my ($code, $result) = eval { $node->psql($database // 'd', $query) };
-	return defined $code && $code == 0 ? $result : undef;
+	return try_sql($node, $database // 'd', $query);
 }
 
 sub count_parked

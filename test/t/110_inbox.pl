@@ -21,7 +21,7 @@ $kafka->start;
 $kafka->create_topic('orders', 3);
 $kafka->create_topic('shared', 4);
 $kafka->create_topic('raw', 1, { 'max.message.bytes' => 3_000_000 });
-$kafka->create_topic('later');
+$kafka->create_topic('later', 24);
 my $node = new_node('inbox', kafka => $kafka);
 new_database($node, 'd');
 
@@ -136,12 +136,20 @@ wait_handled($node, 'd', q{handled WHERE payload = 'paused'}, 1);
 
 # ---- latest: what was written since the subscription was made
 
-publish($node, 'd', q{'later', 'before'::text, 'k'});
+# Into many partitions, so that messages arrive while the worker asks where each
+# of them begins.
+sub publish_later
+{
+	my ($text) = @_;
+	$node->safe_psql('d', "SELECT outbox.publish('later', '$text'::text, partition => i) FROM generate_series(0, 23) AS i");
+	return;
+}
+publish_later('before');
 wait_delivered($node, 'd');
 $node->safe_psql('d', q{SELECT pg_sleep(0.01); SELECT inbox.subscribe('later', '{later}', 'handle', 'latest')});
-publish($node, 'd', q{'later', 'after'::text, 'k'});
-wait_handled($node, 'd', q{handled WHERE topic = 'later'}, 1);
-is($node->safe_psql('d', q{SELECT convert_from(payload, 'UTF8') FROM handled WHERE topic = 'later'}), 'after',
+publish_later('after');
+wait_handled($node, 'd', q{handled WHERE topic = 'later'}, 24);
+is($node->safe_psql('d', q{SELECT DISTINCT convert_from(payload, 'UTF8') FROM handled WHERE topic = 'later'}), 'after',
 	'latest begins with what comes after subscribe()');
 
 # ---- asleep

@@ -40,9 +40,8 @@ sub insist
 	my ($sql) = @_;
 	my $answer;
 	wait_until("the server takes: $sql", sub {
-		my ($code, $out) = $node->psql('d', $sql);
-		$answer = $out;
-		return $code == 0; }, 60);
+		$answer = try_sql($node, 'd', $sql);
+		return defined $answer; }, 60);
 	return $answer;
 }
 

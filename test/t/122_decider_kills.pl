@@ -31,9 +31,8 @@ sub insist
 	my ($query) = @_;
 	my $result;
 	wait_until('the server answers', sub {
-			my ($code, $out) = $node->psql('a', $query);
-			$result = $out;
-			return $code == 0;
+			$result = try_sql($node, 'a', $query);
+			return defined $result;
 		}, 60);
 	return $result;
 }
@@ -60,8 +59,7 @@ sub check
 {
 	my ($name) = @_;
 	wait_until("$name: all is done", sub {
-			my ($code, $out) = $node->psql('a', q{SELECT count(*) FROM outbox.confirmation WHERE completed_at IS NULL});
-			return $code == 0 && $out eq '0';
+			(try_sql($node, 'a', q{SELECT count(*) FROM outbox.confirmation WHERE completed_at IS NULL}) // '') eq '0';
 		}, 120, sub { insist('SELECT correlation_id, decision, handler_state, late_state, attempts, next_try_at, error, deadline FROM outbox.confirmation WHERE completed_at IS NULL LIMIT 10') });
 	is(insist(q{SELECT count(*) FROM outbox.confirmation AS c
 		WHERE (SELECT string_agg(what, ',' ORDER BY what = 'late') FROM effect AS e WHERE e.id = c.correlation_id)
@@ -105,7 +103,7 @@ for my $round (1 .. 12)
 {
 	my @ids = expect(40, "(100 + random() * 400) * interval '1 ms'");
 	insist("SELECT outbox.confirm('$_') FROM pg_sleep(0.005)") for grep { rand() < 0.4 } @ids[0 .. 19];
-	my ($code, $pid) = $node->psql('a', q{SELECT pid FROM pg_stat_activity WHERE backend_type LIKE '%decider%'});
+	my $pid = try_sql($node, 'a', q{SELECT pid FROM pg_stat_activity WHERE backend_type LIKE '%decider%'});
 	sleep rand 0.4;
 	kill 'KILL', $pid if $pid;
 }

@@ -89,9 +89,8 @@ sub insist
 	my ($node, $database, $sql) = @_;
 	my $answer;
 	wait_until("the server takes: $sql", sub {
-		my ($code, $out) = $node->psql($database, $sql);
-		$answer = $out;
-		return $code == 0; }, 60);
+		$answer = try_sql($node, $database, $sql);
+		return defined $answer; }, 60);
 	return $answer;
 }
 
@@ -104,7 +103,7 @@ sub start_load
 	open(STDERR, '>', '/dev/null');
 	while (getppid() != 1)
 	{
-		$sender->psql($database, 'CALL load(5000)');
+		try_sql($sender, $database, 'CALL load(5000)');
 		sleep 0.1;
 	}
 	POSIX::_exit(0);
@@ -114,8 +113,8 @@ sub start_load
 sub process_of
 {
 	my ($node, $database, $sql) = @_;
-	my ($code, $out) = $node->psql($database, $sql);
-	return $code == 0 && $out =~ /^\d+$/ ? $out : 0;
+	my $pid = try_sql($node, $database, $sql) // '';
+	return $pid =~ /^\d+$/ ? $pid : 0;
 }
 
 sub a_relay
@@ -176,8 +175,7 @@ for my $pid (@loads)
 for my $name (sort keys %delivery)
 {
 	wait_until("nobody writes to $name", sub {
-		my ($code, $out) = $sender->psql($name, q{SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE query LIKE 'CALL load%'});
-		return $code == 0 && $out == 0; }, 60);
+		(try_sql($sender, $name, q{SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE query LIKE 'CALL load%'}) // '') eq '0'; }, 60);
 }
 note(join ', ', map { "$_: $count{$_}" } sort keys %count);
 
