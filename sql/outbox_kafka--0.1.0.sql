@@ -1117,6 +1117,7 @@ CREATE VIEW inbox.subscription_status AS
 		   NULL, NULL, NULL, NULL, NULL, NULL, NULL, p.problem, p.since
 	FROM inbox.subscription AS s
 		 LEFT JOIN inbox.worker_problem AS p ON p.subscription OPERATOR(pg_catalog.=) s.id
+			   AND p.worker OPERATOR(pg_catalog.<) s.workers
 	WHERE p.problem IS NOT NULL
 	   OR NOT EXISTS (SELECT FROM inbox."offset" AS o WHERE o.subscription OPERATOR(pg_catalog.=) s.id);
 COMMENT ON VIEW inbox.subscription_status IS 'a row for each partition of each subscription, and for what keeps a subscription as a whole waiting';

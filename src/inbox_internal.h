@@ -180,6 +180,7 @@ typedef struct Inbox
 	/* problems of the whole, see inbox_store_problem() */
 	StringInfoData problem;		/* as found now */
 	char	   *stored_problem; /* as in the table; NULL: none */
+	bool		problem_known;	/* that is what is stored */
 	char		event_text[KAFKA_ERROR_LENGTH];
 	char		log_text[KAFKA_ERROR_LENGTH];
 	bool		log_pending;

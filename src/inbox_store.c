@@ -532,9 +532,11 @@ inbox_store_problem(Inbox *inbox)
 	SysScanDesc scan;
 	HeapTuple	tuple;
 
+	/* the first time there may be one of a worker that was killed */
 	if (inbox->subscription == NULL ||
-		(problem == NULL ? inbox->stored_problem == NULL :
-		 inbox->stored_problem != NULL && strcmp(problem, inbox->stored_problem) == 0))
+		(inbox->problem_known &&
+		 (problem == NULL ? inbox->stored_problem == NULL :
+		  inbox->stored_problem != NULL && strcmp(problem, inbox->stored_problem) == 0)))
 		return;
 
 	inbox_begin();
@@ -560,6 +562,7 @@ inbox_store_problem(Inbox *inbox)
 	table_close(rel, NoLock);
 	inbox_commit(inbox);
 
+	inbox->problem_known = true;
 	if (inbox->stored_problem != NULL)
 		pfree(inbox->stored_problem);
 	inbox->stored_problem = problem ? MemoryContextStrdup(inbox->context, problem) : NULL;

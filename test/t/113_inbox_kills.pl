@@ -110,6 +110,11 @@ for my $round (1 .. 12)
 	}
 }
 
+# what a worker could not say any more that it is over
+insist(q{INSERT INTO inbox.worker_problem SELECT id, 0, 'old', now() FROM inbox.subscription ON CONFLICT DO NOTHING});
+my $last = worker(0);
+kill 'KILL', $last if $last > 0;
+
 wait_until('everything is sent', sub { insist('SELECT NOT EXISTS (SELECT FROM outbox.pending)') eq 't' }, 120);
 wait_until('everything is handled', sub {
 	insist(q{SELECT count(*) = 4 AND bool_and(state = 'running' AND lag = 0) FROM inbox.subscription_status WHERE name = 's'}) eq 't' &&
