@@ -37,7 +37,7 @@ sub arrived
 my $id = publish($node, 'd', q{'a', 'first'::text, 'k'});
 wait_published($node, 'd', $id);
 is_deeply([ arrived('a') ], ['first'], 'a message arrives');
-is((relay_status($node, 'd'))->{state}, 'idle', 'the relay is idle after it');
+is(wait_state($node, 'd', 'idle')->{state}, 'idle', 'the relay is idle after it');
 
 # it is a transaction of Kafka's: a record and its marker
 cmp_ok($kafka->message_count('a'), '>', 1, 'there is more in the log than the message');

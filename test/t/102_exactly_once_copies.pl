@@ -67,7 +67,7 @@ like($status->{last_error}, qr/a copy of this database/, 'the original stops and
 is($original->safe_psql('d', 'SELECT what FROM outbox.relay_conflict') eq $status->{last_error},
 	1, 'and has it on disk');
 wait_published($copy, 'd', publish($copy, 'd', q{'t', 'copy 2'::text, 'k'}));
-is((relay_status($copy, 'd'))->{state}, 'idle', 'the copy goes on');
+is(wait_state($copy, 'd', 'idle')->{state}, 'idle', 'the copy goes on');
 like(relay_status($copy, 'd')->{last_error}, qr/another relay with the identity/, 'and says what it has seen');
 
 $original->restart;
