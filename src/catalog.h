@@ -54,6 +54,9 @@ typedef struct OutboxCatalog
  */
 extern const OutboxCatalog *catalog_get(bool missing_ok);
 
+/* A type in one of the extension's schemas; an error if it is gone. */
+extern Oid	catalog_type(Oid schema, const char *name);
+
 /*
  * Lock one of the tables, or raise an error if somebody else has it locked. A
  * relay must not wait for one while it holds another: who drops the extension

@@ -23,19 +23,16 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
-#include "utils/guc.h"
-#include "utils/lsyscache.h"
 #include "utils/rel.h"
-#include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 #include "utils/xid8.h"
 
+#include "argument_check.h"
 #include "catalog.h"
-#include "compat.h"
-#include "confirmation.h"
 #include "handler.h"
 #include "message_check.h"
+#include "owner_session.h"
 #include "wakeup.h"
 
 #define ARG_EVENT_ID 0
@@ -67,85 +64,6 @@ static int64 making_id = 0;
 PG_FUNCTION_INFO_V1(outbox_kafka_expect_confirmation);
 PG_FUNCTION_INFO_V1(outbox_kafka_confirmation_before_insert);
 PG_FUNCTION_INFO_V1(outbox_kafka_wake_decider);
-
-void
-owner_begin(OwnerSession *session)
-{
-	Oid			owner = catalog_get(false)->owner;
-
-	GetUserIdAndSecContext(&session->role, &session->security_context);
-	SetUserIdAndSecContext(owner,
-						   session->security_context | SECURITY_LOCAL_USERID_CHANGE);
-	session->guc_nest_level = NewGUCNestLevel();
-	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET,
-							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-	SPI_connect();
-}
-
-void
-owner_end(const OwnerSession *session)
-{
-	SPI_finish();
-	AtEOXact_GUC(false, session->guc_nest_level);
-	SetUserIdAndSecContext(session->role, session->security_context);
-}
-
-void
-owner_execute(OwnerStatement *statement, Datum *values, const char *nulls)
-{
-	int			result;
-
-	if (statement->plan == NULL)
-	{
-		SPIPlanPtr	plan = SPI_prepare(statement->text, statement->nargs,
-									   unconstify(Oid *, statement->types));
-
-		if (plan == NULL || SPI_keepplan(plan) != 0)
-			elog(ERROR, "could not prepare a statement about outbox.confirmation: %s",
-				 SPI_result_code_string(SPI_result));
-		statement->plan = plan;
-	}
-	result = SPI_execute_plan(statement->plan, values, nulls, false, 0);
-	if (result < 0)
-		elog(ERROR, "could not execute a statement about outbox.confirmation: %s",
-			 SPI_result_code_string(result));
-}
-
-/* That of outbox.decision, the argument of every function here. */
-static Oid
-decision_type(void)
-{
-	Oid			type = GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid,
-									   CStringGetDatum("decision"),
-									   ObjectIdGetDatum(catalog_get(false)->schema));
-
-	if (!OidIsValid(type))
-		elog(ERROR, "type outbox.decision is missing");
-	return type;
-}
-
-static void
-check_interval(const Interval *interval, const char *what)
-{
-	Interval	zero = {0};
-
-	if (DatumGetInt32(DirectFunctionCall2(interval_cmp, IntervalPGetDatum(interval),
-										  IntervalPGetDatum(&zero))) <= 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must be positive, it is \"%s\"", what,
-						DatumGetCString(DirectFunctionCall1(interval_out,
-															IntervalPGetDatum(interval))))));
-}
-
-static void
-check_not_null(FunctionCallInfo fcinfo, int argument, const char *what)
-{
-	if (PG_ARGISNULL(argument))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("%s must not be NULL", what)));
-}
 
 static void
 check_answered_by(ArrayType *names)
@@ -194,7 +112,7 @@ store_handler(FunctionCallInfo fcinfo, int argument, const char *what,
 	*null = PG_ARGISNULL(argument) ? 'n' : ' ';
 	if (*null == ' ')
 		*value = CStringGetTextDatum(handler_stored_name(PG_GETARG_OID(argument),
-														 decision_type(), what));
+														 catalog_type(catalog_get(false)->schema, "decision"), what));
 }
 
 Datum
@@ -230,13 +148,13 @@ outbox_kafka_expect_confirmation(PG_FUNCTION_ARGS)
 	text	   *result;
 
 	message_check_writable("outbox.expect_confirmation()");
-	check_not_null(fcinfo, ARG_EVENT_ID, "event_id");
-	check_not_null(fcinfo, ARG_WITHIN, "within");
-	check_not_null(fcinfo, ARG_COUNTS_FROM, "counts_from");
-	check_not_null(fcinfo, ARG_MAX_ATTEMPTS, "max_attempts");
-	check_not_null(fcinfo, ARG_RETRY_BACKOFF, "retry_backoff");
-	check_interval(PG_GETARG_INTERVAL_P(ARG_WITHIN), "within");
-	check_interval(PG_GETARG_INTERVAL_P(ARG_RETRY_BACKOFF), "retry_backoff");
+	argument_check_not_null(fcinfo, ARG_EVENT_ID, "event_id");
+	argument_check_not_null(fcinfo, ARG_WITHIN, "within");
+	argument_check_not_null(fcinfo, ARG_COUNTS_FROM, "counts_from");
+	argument_check_not_null(fcinfo, ARG_MAX_ATTEMPTS, "max_attempts");
+	argument_check_not_null(fcinfo, ARG_RETRY_BACKOFF, "retry_backoff");
+	argument_check_positive(PG_GETARG_INTERVAL_P(ARG_WITHIN), "within");
+	argument_check_positive(PG_GETARG_INTERVAL_P(ARG_RETRY_BACKOFF), "retry_backoff");
 	if (PG_GETARG_INT32(ARG_MAX_ATTEMPTS) < 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

@@ -27,10 +27,13 @@
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
 
-#include "confirmation.h"
 #include "handled_message.h"
 #include "message_check.h"
+#include "owner_session.h"
 #include "wakeup.h"
+
+/* Reasons of messages that are no answer may be of any length. */
+#define REASON_MAX_LENGTH 4096
 
 #define CONFIRMED "confirmed"
 #define REJECTED "rejected"
@@ -229,8 +232,8 @@ clip_reason(char *reason)
 {
 	int			length = strlen(reason);
 
-	if (length > CONFIRMATION_REASON_MAX_LENGTH)
-		reason[pg_mbcliplen(reason, length, CONFIRMATION_REASON_MAX_LENGTH)] = '\0';
+	if (length > REASON_MAX_LENGTH)
+		reason[pg_mbcliplen(reason, length, REASON_MAX_LENGTH)] = '\0';
 	return reason;
 }
 

@@ -16,6 +16,7 @@
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 
+#include "argument_check.h"
 #include "catalog.h"
 #include "inbox_control.h"
 #include "inbox_lock.h"
@@ -152,15 +153,6 @@ outbox_kafka_inbox_resume(PG_FUNCTION_ARGS)
 
 /* ---- seek ---- */
 
-static void
-check_not_null(FunctionCallInfo fcinfo, int argument, const char *what)
-{
-	if (PG_ARGISNULL(argument))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("%s must not be NULL", what)));
-}
-
 /* Arguments: name, to, topic, partition; the latter two NULL for all. */
 static Datum
 seek(FunctionCallInfo fcinfo, const char *kind, int64 offset, TimestampTz time)
@@ -211,8 +203,8 @@ outbox_kafka_inbox_seek_text(PG_FUNCTION_ARGS)
 {
 	char	   *to;
 
-	check_not_null(fcinfo, 0, "name");
-	check_not_null(fcinfo, 1, "to");
+	argument_check_not_null(fcinfo, 0, "name");
+	argument_check_not_null(fcinfo, 1, "to");
 	to = text_to_cstring(PG_GETARG_TEXT_PP(1));
 	if (strcmp(to, "earliest") == 0 || strcmp(to, "latest") == 0)
 		return seek(fcinfo, to, 0, 0);
@@ -222,8 +214,8 @@ outbox_kafka_inbox_seek_text(PG_FUNCTION_ARGS)
 Datum
 outbox_kafka_inbox_seek_time(PG_FUNCTION_ARGS)
 {
-	check_not_null(fcinfo, 0, "name");
-	check_not_null(fcinfo, 1, "to");
+	argument_check_not_null(fcinfo, 0, "name");
+	argument_check_not_null(fcinfo, 1, "to");
 	if (TIMESTAMP_NOT_FINITE(PG_GETARG_TIMESTAMPTZ(1)))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -235,10 +227,10 @@ outbox_kafka_inbox_seek_time(PG_FUNCTION_ARGS)
 Datum
 outbox_kafka_inbox_seek_offset(PG_FUNCTION_ARGS)
 {
-	check_not_null(fcinfo, 0, "name");
-	check_not_null(fcinfo, 1, "to");
-	check_not_null(fcinfo, 2, "topic");
-	check_not_null(fcinfo, 3, "partition");
+	argument_check_not_null(fcinfo, 0, "name");
+	argument_check_not_null(fcinfo, 1, "to");
+	argument_check_not_null(fcinfo, 2, "topic");
+	argument_check_not_null(fcinfo, 3, "partition");
 	if (PG_GETARG_INT64(1) < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

@@ -8,7 +8,7 @@
 #include "utils/array.h"
 #include "utils/timestamp.h"
 
-#include "confirmation.h"
+#include "owner_session.h"
 
 /*
  * Begin to decide about a subscription: be the extension's owner, keep its

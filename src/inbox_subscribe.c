@@ -19,6 +19,7 @@
 #include "utils/fmgrprotos.h"
 #include "utils/syscache.h"
 
+#include "argument_check.h"
 #include "catalog.h"
 #include "handler.h"
 #include "inbox_control.h"
@@ -55,15 +56,6 @@ enum
 	OPTION_TOPICS, OPTION_HANDLER, OPTION_MAX_ATTEMPTS, OPTION_RETRY_BACKOFF,
 	OPTION_DEDUPE_WINDOW, OPTION_ON_FAILURE, OPTION_WORKERS, OPTION_BATCH_SIZE
 };
-
-static void
-check_not_null(FunctionCallInfo fcinfo, int argument, const char *what)
-{
-	if (PG_ARGISNULL(argument))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("%s must not be NULL", what)));
-}
 
 static void
 check_name(const char *name)
@@ -122,18 +114,6 @@ check_range(int value, int max, const char *what)
 				 errmsg("%s must be between 1 and %d, it is %d", what, max, value)));
 }
 
-static void
-check_positive(Datum interval, const char *what)
-{
-	Interval	zero = {0};
-
-	if (DatumGetInt32(DirectFunctionCall2(interval_cmp, interval, IntervalPGetDatum(&zero))) <= 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must be positive, it is \"%s\"", what,
-						DatumGetCString(DirectFunctionCall1(interval_out, interval)))));
-}
-
 static char *
 check_start(const char *start_from)
 {
@@ -141,18 +121,6 @@ check_start(const char *start_from)
 		return pstrdup(start_from);
 	/* whatever TimeZone and DateStyle are where it is read again */
 	return pstrdup(timestamptz_to_str(inbox_control_time(start_from, "start_from")));
-}
-
-static Oid
-message_type(void)
-{
-	Oid			schema = get_namespace_oid(INBOX_SCHEMA, false);
-	Oid			type = GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid,
-									   CStringGetDatum("message"), ObjectIdGetDatum(schema));
-
-	if (!OidIsValid(type))
-		elog(ERROR, "type inbox.message is missing");
-	return type;
 }
 
 /* Which argument each option is; those that are not NULL are checked. */
@@ -176,16 +144,16 @@ get_options(FunctionCallInfo fcinfo, const int *arguments, Options *options)
 				break;
 			case OPTION_HANDLER:
 				values[i] = CStringGetTextDatum(handler_stored_name(DatumGetObjectId(values[i]),
-																	message_type(), "handler"));
+																	catalog_type(get_namespace_oid(INBOX_SCHEMA, false), "message"), "handler"));
 				break;
 			case OPTION_MAX_ATTEMPTS:
 				check_range(DatumGetInt32(values[i]), ATTEMPTS_MAX, "max_attempts");
 				break;
 			case OPTION_RETRY_BACKOFF:
-				check_positive(values[i], "retry_backoff");
+				argument_check_positive(DatumGetIntervalP(values[i]), "retry_backoff");
 				break;
 			case OPTION_DEDUPE_WINDOW:
-				check_positive(values[i], "dedupe_window");
+				argument_check_positive(DatumGetIntervalP(values[i]), "dedupe_window");
 				break;
 			case OPTION_ON_FAILURE:
 				{
@@ -238,7 +206,7 @@ outbox_kafka_inbox_subscribe(PG_FUNCTION_ARGS)
 	for (int i = 0; i < (int) lengthof(names); i++)
 	{
 		if (names[i] != NULL)
-			check_not_null(fcinfo, i, names[i]);
+			argument_check_not_null(fcinfo, i, names[i]);
 	}
 	name = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	check_name(name);
@@ -320,7 +288,7 @@ outbox_kafka_inbox_alter(PG_FUNCTION_ARGS)
 	char		nulls[lengthof(types)];
 	char	   *name;
 
-	check_not_null(fcinfo, 0, "name");
+	argument_check_not_null(fcinfo, 0, "name");
 	name = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	get_options(fcinfo, arguments, &options);
 	if (options.nulls[OPTION_HANDLER] == ' ')

@@ -25,7 +25,6 @@
 
 #include "catalog.h"
 #include "compat.h"
-#include "confirmation.h"
 #include "progress_wait.h"
 
 /* Columns of outbox.confirmation */

@@ -1,18 +1,15 @@
 /*
- * confirmation.h
- *	  What the functions about outbox.confirmation share.
+ * owner_session.h
+ *	  Statements of SQL functions that run as the extension's owner.
  *
- * The table is the extension owner's alone. Functions that anybody may call
- * look at who calls first, then run their statement as the owner, with a
- * search_path that nobody can put anything into.
+ * The tables are the owner's alone. Functions that anybody may call look at who
+ * calls first, then run their statement as the owner, with a search_path that
+ * nobody can put anything into.
  */
-#ifndef OUTBOX_CONFIRMATION_H
-#define OUTBOX_CONFIRMATION_H
+#ifndef OUTBOX_OWNER_SESSION_H
+#define OUTBOX_OWNER_SESSION_H
 
 #include "executor/spi.h"
-
-/* Arguments of an answer that is not one may be of any length. */
-#define CONFIRMATION_REASON_MAX_LENGTH 4096
 
 /* A statement that is prepared once a session. */
 typedef struct OwnerStatement
@@ -38,4 +35,4 @@ extern void owner_end(const OwnerSession *session);
 /* In between; nulls as SPI has it. Results are SPI_tuptable, SPI_processed. */
 extern void owner_execute(OwnerStatement *statement, Datum *values, const char *nulls);
 
-#endif							/* OUTBOX_CONFIRMATION_H */
+#endif							/* OUTBOX_OWNER_SESSION_H */
