@@ -22,6 +22,7 @@
 
 #include "guc.h"
 #include "inbox_internal.h"
+#include "unix_time.h"
 
 typedef struct FoundTopic
 {
@@ -153,9 +154,7 @@ find_start(Inbox *inbox, InboxPartition *partition)
 									   &offset, &high, INBOX_ASK_MS, &error);
 	else
 		ok = kafka_consumer_offset_at(inbox->consumer, partition->topic, partition->number,
-									  subscription->start_time / 1000 +
-									  (int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * SECS_PER_DAY * 1000,
-									  &offset, INBOX_ASK_MS, &error);
+									  unix_ms(subscription->start_time), &offset, INBOX_ASK_MS, &error);
 	if (!ok)
 	{
 		inbox_add_problem(inbox, "topic \"%s\" partition %d: no answer from Kafka: %s",

@@ -12,17 +12,17 @@
 
 #include "access/htup_details.h"
 #include "catalog/namespace.h"
-#include "catalog/pg_type.h"
 #include "common/base64.h"
 #include "funcapi.h"
 #include "mb/pg_wchar.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
-#include "utils/syscache.h"
 #include "utils/typcache.h"
 
+#include "catalog.h"
 #include "inbox_internal.h"
+#include "unix_time.h"
 
 #define MESSAGE_COLUMNS 9
 
@@ -42,14 +42,7 @@ static TupleDesc row_type = NULL;
 void
 inbox_message_prepare(Oid *type)
 {
-	Oid			schema = get_namespace_oid("inbox", false);
-
-	*type = GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid,
-							CStringGetDatum("message"), ObjectIdGetDatum(schema));
-	if (!OidIsValid(*type))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("type \"inbox.message\" does not exist")));
+	*type = catalog_type(get_namespace_oid(INBOX_SCHEMA, false), "message");
 	row_type = lookup_rowtype_tupdesc_copy(*type, -1);
 	if (row_type->natts != MESSAGE_COLUMNS)
 		ereport(ERROR,
@@ -261,8 +254,7 @@ inbox_message_build(const InboxPartition *partition, const KafkaItem *item,
 	values[5] = nulls[5] ? (Datum) 0 : JsonbPGetDatum(headers_to_jsonb(headers, count));
 	nulls[6] = (item->timestamp_ms < 0);
 	values[6] = nulls[6] ? (Datum) 0 :
-		TimestampTzGetDatum((item->timestamp_ms -
-							 (int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * SECS_PER_DAY * 1000) * 1000);
+		TimestampTzGetDatum(timestamp_from_unix_ms(item->timestamp_ms));
 	nulls[7] = !message->has_event_id;
 	values[7] = UUIDPGetDatum(&message->event_id);
 	nulls[8] = (message->correlation_id == NULL);

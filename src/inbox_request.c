@@ -10,6 +10,7 @@
 #include "utils/memutils.h"
 
 #include "inbox_internal.h"
+#include "unix_time.h"
 
 /* Where a request leads. False: no answer. */
 static bool
@@ -29,9 +30,7 @@ find_target(Inbox *inbox, const InboxRequest *request, int64 *position)
 	}
 	else if (request->kind == INBOX_SEEK_TIME)
 		ok = kafka_consumer_offset_at(inbox->consumer, request->topic, request->number,
-									  request->time / 1000 +
-									  (int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * SECS_PER_DAY * 1000,
-									  &offset, INBOX_ASK_MS, &error);
+									  unix_ms(request->time), &offset, INBOX_ASK_MS, &error);
 	if (!ok)
 	{
 		resetStringInfo(&inbox->problem);

@@ -29,6 +29,7 @@
 #include "message.h"
 #include "message_check.h"
 #include "record.h"
+#include "unix_time.h"
 
 #define UUID_TEXT_LENGTH 36
 
@@ -214,13 +215,6 @@ build_headers(TupleTableSlot *slot, RelayTopic *topic, bool timestamp_is_created
 		add_header(headers, "correlation-id", utf8, length);
 	}
 	return headers;
-}
-
-static inline int64
-unix_ms(TimestampTz time)
-{
-	return time / 1000 +
-		(int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * SECS_PER_DAY * 1000;
 }
 
 RelayTopic *
