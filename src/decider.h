@@ -46,4 +46,7 @@ extern bool decider_call(SideSlot *slot);
 extern bool decider_begin(void);
 extern void decider_commit(void);
 
+/* A statement in one. Results are SPI_tuptable and SPI_processed. */
+extern void decider_execute(const char *text, int nargs, const Oid *types, Datum *values);
+
 #endif							/* OUTBOX_DECIDER_H */

@@ -39,16 +39,6 @@ typedef struct Call
 	Datum		argument;
 } Call;
 
-static void
-execute(const char *text, int nargs, Oid *types, Datum *values)
-{
-	int			result = SPI_execute_with_args(text, nargs, types, values, NULL, false, 0);
-
-	if (result < 0)
-		elog(ERROR, "could not execute a statement about outbox.confirmation: %s",
-			 SPI_result_code_string(result));
-}
-
 /*
  * Pick the call that is due longest and write that it was made, in the present
  * transaction. False: there is none. What is returned lives in context.
@@ -65,37 +55,37 @@ take(Call *call, MemoryContext context)
 	 * The function of the decision comes first; then, at once, that of a late
 	 * answer, should there be one by then.
 	 */
-	execute("WITH due AS MATERIALIZED ("
-			"  SELECT c.id FROM outbox.confirmation AS c"
-			"  WHERE c.next_try_at IS NOT NULL AND NOT c.restored"
-			"  AND c.next_try_at <= clock_timestamp()"
-			"  ORDER BY c.next_try_at LIMIT 1 FOR UPDATE SKIP LOCKED),"
-			" what AS MATERIALIZED ("
-			"  SELECT c.id, c.handler_state IS NOT DISTINCT FROM 'pending' AS is_decision,"
-			"   CASE WHEN c.handler_state IS DISTINCT FROM 'pending' THEN c.on_late"
-			"    WHEN c.decision = 'confirmed' THEN c.on_confirmed"
-			"    WHEN c.decision = 'rejected' THEN c.on_rejected"
-			"    ELSE c.on_expired END AS function"
-			"  FROM outbox.confirmation AS c, due WHERE c.id = due.id)"
-			" UPDATE outbox.confirmation AS c SET"
-			"  handler_state = CASE WHEN w.is_decision THEN 'done' ELSE c.handler_state END,"
-			"  late_state = CASE WHEN w.is_decision THEN c.late_state ELSE 'done' END,"
-			"  attempts = 0, error = CASE WHEN c.handler_state = 'failed' THEN c.error END,"
-			"  next_try_at = CASE WHEN w.is_decision AND c.late_state = 'pending'"
-			"   THEN clock_timestamp() END,"
-			"  completed_at = CASE WHEN w.is_decision THEN"
-			"    CASE WHEN c.late_state IS NULL OR c.late_state = 'done' THEN clock_timestamp() END"
-			"   WHEN c.handler_state IS NULL OR c.handler_state = 'done' THEN clock_timestamp() END"
-			" FROM what AS w WHERE w.id = c.id"
-			" RETURNING c.id, c.correlation_id, c.expected_by, w.function,"
-			"  (c.correlation_id, c.event_id, c.topic, c.decision,"
-			"   CASE WHEN NOT w.is_decision THEN c.late_answer"
-			"    WHEN c.decision <> 'expired' THEN c.decision END,"
-			"   CASE WHEN w.is_decision THEN c.reason ELSE c.late_reason END,"
-			"   CASE WHEN w.is_decision THEN c.detail ELSE c.late_detail END,"
-			"   c.context,"
-			"   CASE WHEN w.is_decision THEN c.decided_at ELSE c.late_at END)::outbox.decision",
-			0, NULL, NULL);
+	decider_execute("WITH due AS MATERIALIZED ("
+					"  SELECT c.id FROM outbox.confirmation AS c"
+					"  WHERE c.next_try_at IS NOT NULL AND NOT c.restored"
+					"  AND c.next_try_at <= clock_timestamp()"
+					"  ORDER BY c.next_try_at LIMIT 1 FOR UPDATE SKIP LOCKED),"
+					" what AS MATERIALIZED ("
+					"  SELECT c.id, c.handler_state IS NOT DISTINCT FROM 'pending' AS is_decision,"
+					"   CASE WHEN c.handler_state IS DISTINCT FROM 'pending' THEN c.on_late"
+					"    WHEN c.decision = 'confirmed' THEN c.on_confirmed"
+					"    WHEN c.decision = 'rejected' THEN c.on_rejected"
+					"    ELSE c.on_expired END AS function"
+					"  FROM outbox.confirmation AS c, due WHERE c.id = due.id)"
+					" UPDATE outbox.confirmation AS c SET"
+					"  handler_state = CASE WHEN w.is_decision THEN 'done' ELSE c.handler_state END,"
+					"  late_state = CASE WHEN w.is_decision THEN c.late_state ELSE 'done' END,"
+					"  attempts = 0, error = CASE WHEN c.handler_state = 'failed' THEN c.error END,"
+					"  next_try_at = CASE WHEN w.is_decision AND c.late_state = 'pending'"
+					"   THEN clock_timestamp() END,"
+					"  completed_at = CASE WHEN w.is_decision THEN"
+					"    CASE WHEN c.late_state IS NULL OR c.late_state = 'done' THEN clock_timestamp() END"
+					"   WHEN c.handler_state IS NULL OR c.handler_state = 'done' THEN clock_timestamp() END"
+					" FROM what AS w WHERE w.id = c.id"
+					" RETURNING c.id, c.correlation_id, c.expected_by, w.function,"
+					"  (c.correlation_id, c.event_id, c.topic, c.decision,"
+					"   CASE WHEN NOT w.is_decision THEN c.late_answer"
+					"    WHEN c.decision <> 'expired' THEN c.decision END,"
+					"   CASE WHEN w.is_decision THEN c.reason ELSE c.late_reason END,"
+					"   CASE WHEN w.is_decision THEN c.detail ELSE c.late_detail END,"
+					"   c.context,"
+					"   CASE WHEN w.is_decision THEN c.decided_at ELSE c.late_at END)::outbox.decision",
+					0, NULL, NULL);
 	if (SPI_processed == 0)
 		return false;
 
@@ -131,22 +121,22 @@ store_failure(const Call *call, const ErrorData *error, bool *last)
 		return;
 
 	/* late_state has its turn when handler_state has had its own */
-	execute("WITH failed AS MATERIALIZED ("
-			"  SELECT c.id, c.attempts + 1 >= c.max_attempts AS is_last,"
-			"   c.handler_state IS NOT DISTINCT FROM 'pending' AS is_decision,"
-			"   least(c.retry_backoff * power(2, least(c.attempts, 20)), interval '" BACKOFF_MAX "') AS pause"
-			"  FROM outbox.confirmation AS c"
-			"  WHERE c.id = $1 AND c.next_try_at IS NOT NULL FOR UPDATE SKIP LOCKED)"
-			" UPDATE outbox.confirmation AS c SET"
-			"  handler_state = CASE WHEN f.is_last AND f.is_decision THEN 'failed' ELSE c.handler_state END,"
-			"  late_state = CASE WHEN f.is_last AND NOT f.is_decision THEN 'failed' ELSE c.late_state END,"
-			"  attempts = CASE WHEN f.is_last AND f.is_decision AND c.late_state = 'pending' THEN 0"
-			"   ELSE c.attempts + 1 END,"
-			"  error = $2,"
-			"  next_try_at = CASE WHEN NOT f.is_last THEN clock_timestamp() + f.pause"
-			"   WHEN f.is_decision AND c.late_state = 'pending' THEN clock_timestamp() END"
-			" FROM failed AS f WHERE f.id = c.id RETURNING f.is_last",
-			lengthof(types), types, values);
+	decider_execute("WITH failed AS MATERIALIZED ("
+					"  SELECT c.id, c.attempts + 1 >= c.max_attempts AS is_last,"
+					"   c.handler_state IS NOT DISTINCT FROM 'pending' AS is_decision,"
+					"   least(c.retry_backoff * power(2, least(c.attempts, 20)), interval '" BACKOFF_MAX "') AS pause"
+					"  FROM outbox.confirmation AS c"
+					"  WHERE c.id = $1 AND c.next_try_at IS NOT NULL FOR UPDATE SKIP LOCKED)"
+					" UPDATE outbox.confirmation AS c SET"
+					"  handler_state = CASE WHEN f.is_last AND f.is_decision THEN 'failed' ELSE c.handler_state END,"
+					"  late_state = CASE WHEN f.is_last AND NOT f.is_decision THEN 'failed' ELSE c.late_state END,"
+					"  attempts = CASE WHEN f.is_last AND f.is_decision AND c.late_state = 'pending' THEN 0"
+					"   ELSE c.attempts + 1 END,"
+					"  error = $2,"
+					"  next_try_at = CASE WHEN NOT f.is_last THEN clock_timestamp() + f.pause"
+					"   WHEN f.is_decision AND c.late_state = 'pending' THEN clock_timestamp() END"
+					" FROM failed AS f WHERE f.id = c.id RETURNING f.is_last",
+					lengthof(types), types, values);
 	if (SPI_processed > 0)
 		*last = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
 										   1, &isnull));

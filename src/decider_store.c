@@ -113,8 +113,8 @@ result_int64(int column)
 	return isnull ? 0 : DatumGetInt64(value);
 }
 
-static void
-execute(const char *text, int nargs, const Oid *types, Datum *values)
+void
+decider_execute(const char *text, int nargs, const Oid *types, Datum *values)
 {
 	int			result = SPI_execute_with_args(text, nargs, unconstify(Oid *, types),
 											   values, NULL, false, 0);
@@ -132,15 +132,15 @@ decider_due(DeciderDue *due)
 	memset(due, 0, sizeof(*due));
 	if (!decider_begin())
 		return false;
-	execute("SELECT EXISTS (SELECT FROM outbox.confirmation WHERE NOT restored),"
-			" EXISTS (SELECT FROM outbox.confirmation"
-			"  WHERE decision IS NULL AND deadline IS NULL AND NOT restored),"
-			" (SELECT min(deadline) FROM outbox.confirmation"
-			"  WHERE decision IS NULL AND deadline IS NOT NULL AND NOT restored),"
-			" (SELECT min(next_try_at) FROM outbox.confirmation"
-			"  WHERE next_try_at IS NOT NULL AND NOT restored),"
-			" (SELECT min(completed_at) FROM outbox.confirmation"
-			"  WHERE completed_at IS NOT NULL)", 0, NULL, NULL);
+	decider_execute("SELECT EXISTS (SELECT FROM outbox.confirmation WHERE NOT restored),"
+					" EXISTS (SELECT FROM outbox.confirmation"
+					"  WHERE decision IS NULL AND deadline IS NULL AND NOT restored),"
+					" (SELECT min(deadline) FROM outbox.confirmation"
+					"  WHERE decision IS NULL AND deadline IS NOT NULL AND NOT restored),"
+					" (SELECT min(next_try_at) FROM outbox.confirmation"
+					"  WHERE next_try_at IS NOT NULL AND NOT restored),"
+					" (SELECT min(completed_at) FROM outbox.confirmation"
+					"  WHERE completed_at IS NOT NULL)", 0, NULL, NULL);
 	due->any = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
 										  1, &isnull));
 	due->unacknowledged = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0],
@@ -172,25 +172,25 @@ decider_acknowledge(void)
 
 		if (!decider_begin())
 			return total;
-		execute("WITH waiting AS MATERIALIZED ("
-				"  SELECT c.id, c.event_id FROM outbox.confirmation AS c"
-				"  WHERE c.decision IS NULL AND c.deadline IS NULL AND NOT c.restored"
-				"  AND c.id > $1 ORDER BY c.id LIMIT " TEXT_OF(ACKNOWLEDGE_ROWS) "),"
-				" found AS MATERIALIZED ("
-				"  SELECT w.id, coalesce((SELECT v.status FROM outbox.message_status AS v"
-				"   WHERE v.id = w.id AND v.event_id = w.event_id), 'published') AS status"
-				"  FROM waiting AS w),"
-				" ready AS MATERIALIZED ("
-				"  SELECT c.id, f.status FROM outbox.confirmation AS c, found AS f"
-				"  WHERE c.id = f.id AND f.status IN ('published', 'discarded')"
-				"  AND c.decision IS NULL FOR UPDATE OF c SKIP LOCKED),"
-				" done AS ("
-				"  UPDATE outbox.confirmation AS c SET deadline = clock_timestamp() +"
-				"   CASE r.status WHEN 'published' THEN c.within ELSE interval '0' END"
-				"  FROM ready AS r WHERE r.id = c.id RETURNING 1)"
-				" SELECT (SELECT max(id) FROM waiting), (SELECT count(*) FROM done),"
-				"  (SELECT count(*) FROM waiting)",
-				lengthof(types), types, values);
+		decider_execute("WITH waiting AS MATERIALIZED ("
+						"  SELECT c.id, c.event_id FROM outbox.confirmation AS c"
+						"  WHERE c.decision IS NULL AND c.deadline IS NULL AND NOT c.restored"
+						"  AND c.id > $1 ORDER BY c.id LIMIT " TEXT_OF(ACKNOWLEDGE_ROWS) "),"
+						" found AS MATERIALIZED ("
+						"  SELECT w.id, coalesce((SELECT v.status FROM outbox.message_status AS v"
+						"   WHERE v.id = w.id AND v.event_id = w.event_id), 'published') AS status"
+						"  FROM waiting AS w),"
+						" ready AS MATERIALIZED ("
+						"  SELECT c.id, f.status FROM outbox.confirmation AS c, found AS f"
+						"  WHERE c.id = f.id AND f.status IN ('published', 'discarded')"
+						"  AND c.decision IS NULL FOR UPDATE OF c SKIP LOCKED),"
+						" done AS ("
+						"  UPDATE outbox.confirmation AS c SET deadline = clock_timestamp() +"
+						"   CASE r.status WHEN 'published' THEN c.within ELSE interval '0' END"
+						"  FROM ready AS r WHERE r.id = c.id RETURNING 1)"
+						" SELECT (SELECT max(id) FROM waiting), (SELECT count(*) FROM done),"
+						"  (SELECT count(*) FROM waiting)",
+						lengthof(types), types, values);
 		last = result_int64(1);
 		total += result_int64(2);
 		if (result_int64(3) < ACKNOWLEDGE_ROWS)
@@ -212,22 +212,22 @@ decider_expire(bool *full)
 	*full = false;
 	if (!decider_begin())
 		return 0;
-	execute("WITH due AS MATERIALIZED ("
-			"  SELECT c.id FROM outbox.confirmation AS c"
-			"  WHERE c.decision IS NULL AND c.deadline IS NOT NULL AND NOT c.restored"
-			"  AND c.deadline <= clock_timestamp() ORDER BY c.deadline"
-			"  LIMIT " TEXT_OF(EXPIRE_ROWS) " FOR UPDATE SKIP LOCKED),"
-			" expired AS ("
-			"  UPDATE outbox.confirmation AS c SET decision = 'expired', decided_at = clock_timestamp(),"
-			"   reason = CASE WHEN EXISTS (SELECT FROM outbox.discarded_message AS d WHERE d.id = c.id"
-			"    AND d.event_id = c.event_id) THEN 'discarded' END,"
-			"   handler_state = CASE WHEN c.on_expired IS NOT NULL THEN 'pending' END,"
-			"   next_try_at = CASE WHEN c.on_expired IS NOT NULL THEN clock_timestamp() END,"
-			"   completed_at = CASE WHEN c.on_expired IS NULL THEN clock_timestamp() END"
-			"  FROM due WHERE due.id = c.id RETURNING c.id, c.counts_from, c.expected_by)"
-			" SELECT CASE WHEN e.counts_from = 'publishing'"
-			"  THEN outbox.withdraw(e.id, e.expected_by) END FROM expired AS e",
-			0, NULL, NULL);
+	decider_execute("WITH due AS MATERIALIZED ("
+					"  SELECT c.id FROM outbox.confirmation AS c"
+					"  WHERE c.decision IS NULL AND c.deadline IS NOT NULL AND NOT c.restored"
+					"  AND c.deadline <= clock_timestamp() ORDER BY c.deadline"
+					"  LIMIT " TEXT_OF(EXPIRE_ROWS) " FOR UPDATE SKIP LOCKED),"
+					" expired AS ("
+					"  UPDATE outbox.confirmation AS c SET decision = 'expired', decided_at = clock_timestamp(),"
+					"   reason = CASE WHEN EXISTS (SELECT FROM outbox.discarded_message AS d WHERE d.id = c.id"
+					"    AND d.event_id = c.event_id) THEN 'discarded' END,"
+					"   handler_state = CASE WHEN c.on_expired IS NOT NULL THEN 'pending' END,"
+					"   next_try_at = CASE WHEN c.on_expired IS NOT NULL THEN clock_timestamp() END,"
+					"   completed_at = CASE WHEN c.on_expired IS NULL THEN clock_timestamp() END"
+					"  FROM due WHERE due.id = c.id RETURNING c.id, c.counts_from, c.expected_by)"
+					" SELECT CASE WHEN e.counts_from = 'publishing'"
+					"  THEN outbox.withdraw(e.id, e.expected_by) END FROM expired AS e",
+					0, NULL, NULL);
 	count = SPI_processed;
 	*full = count == EXPIRE_ROWS;
 	if (count > 0)
@@ -248,11 +248,11 @@ decider_remove(bool *full)
 	*full = false;
 	if (!decider_begin())
 		return 0;
-	execute("DELETE FROM outbox.confirmation AS c WHERE c.id IN ("
-			"  SELECT o.id FROM outbox.confirmation AS o"
-			"  WHERE o.completed_at <= clock_timestamp() - make_interval(secs => $1)"
-			"  ORDER BY o.completed_at LIMIT " TEXT_OF(REMOVE_ROWS) " FOR UPDATE SKIP LOCKED)",
-			lengthof(types), types, values);
+	decider_execute("DELETE FROM outbox.confirmation AS c WHERE c.id IN ("
+					"  SELECT o.id FROM outbox.confirmation AS o"
+					"  WHERE o.completed_at <= clock_timestamp() - make_interval(secs => $1)"
+					"  ORDER BY o.completed_at LIMIT " TEXT_OF(REMOVE_ROWS) " FOR UPDATE SKIP LOCKED)",
+					lengthof(types), types, values);
 	count = SPI_processed;
 	*full = count == REMOVE_ROWS;
 	decider_commit();

@@ -379,14 +379,6 @@ report(Inbox *inbox, bool more)
 	pg_atomic_write_u32(&inbox->slot->state, state);
 }
 
-static long
-until(TimestampTz now, TimestampTz then, long limit)
-{
-	if (then == 0)
-		return limit;
-	return Min(limit, TimestampDifferenceMilliseconds(now, then));
-}
-
 static void
 sleep_until_needed(Inbox *inbox, TimestampTz now)
 {
@@ -401,29 +393,29 @@ sleep_until_needed(Inbox *inbox, TimestampTz now)
 		wait_event = compat_wait_event("OutboxInboxMain");
 	if (inbox->deciding)
 		timeout = Min(timeout, DECIDING_MS);
-	timeout = until(now, inbox->wait_until, timeout);
+	timeout = due_within(now, inbox->wait_until, timeout);
 	if (handling)
-		timeout = until(now, inbox_dedupe_due(inbox), timeout);
+		timeout = due_within(now, inbox_dedupe_due(inbox), timeout);
 	if (inbox->consumer == NULL)
-		timeout = until(now, inbox->retry_at, timeout);
+		timeout = due_within(now, inbox->retry_at, timeout);
 	else
 	{
-		timeout = until(now, inbox->discover_at, timeout);
+		timeout = due_within(now, inbox->discover_at, timeout);
 		if (handling)
 		{
-			timeout = until(now, inbox->tidy_at, timeout);
-			timeout = until(now, inbox->dead_at, timeout);
+			timeout = due_within(now, inbox->tidy_at, timeout);
+			timeout = due_within(now, inbox->dead_at, timeout);
 		}
 		if (handling && inbox->cluster != NULL)
-			timeout = until(now, inbox->mirror_at, timeout);
+			timeout = due_within(now, inbox->mirror_at, timeout);
 		for (int i = 0; i < inbox->npartitions; i++)
 		{
 			const InboxPartition *partition = inbox->partitions[i];
 
 			if (handling && partition->state == INBOX_RETRYING && partition->next_try_at > now)
-				timeout = until(now, partition->next_try_at, timeout);
+				timeout = due_within(now, partition->next_try_at, timeout);
 			if (partition->reading == NULL && partition->found && partition->look_at > now)
-				timeout = until(now, partition->look_at, timeout);
+				timeout = due_within(now, partition->look_at, timeout);
 			if (handling && partition->range_error && partition->reading == NULL && partition->look_at <= now &&
 				partition->state == INBOX_RUNNING)
 				timeout = 0;

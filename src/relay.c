@@ -31,6 +31,7 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "due.h"
 #include "guc.h"
 #include "relay.h"
 #include "relay_catchup.h"
@@ -201,14 +202,6 @@ has_news(const Relay *relay, TimestampTz now)
 		pg_atomic_read_u64(&relay->slot->commits) != relay->seen_commits;
 }
 
-static long
-until(TimestampTz now, TimestampTz then, long limit)
-{
-	if (then == 0)
-		return limit;
-	return Min(limit, TimestampDifferenceMilliseconds(now, then));
-}
-
 /* Read what there is. Returns true when there is more to read at once. */
 static bool
 read_messages(Relay *relay, TimestampTz now)
@@ -237,20 +230,20 @@ sleep_until_needed(Relay *relay, TimestampTz now, TimestampTz progress_due,
 	bool		reports = true;
 	int			interval = relay_pace(relay);
 
-	timeout = until(now, progress_due, timeout);
-	timeout = until(now, relay->ring_due, timeout);
-	timeout = until(now, relay->backlog_due, timeout);
-	timeout = until(now, relay->retry_at, timeout);
-	timeout = until(now, relay->side_due, timeout);
-	timeout = until(now, catchup_due(relay, now), timeout);
-	timeout = until(now, isolation_due(relay), timeout);
-	timeout = until(now, discard_due(relay), timeout);
-	timeout = until(now, relay_transaction_due(relay), timeout);
-	timeout = until(now, limits_due(relay, now), timeout);
+	timeout = due_within(now, progress_due, timeout);
+	timeout = due_within(now, relay->ring_due, timeout);
+	timeout = due_within(now, relay->backlog_due, timeout);
+	timeout = due_within(now, relay->retry_at, timeout);
+	timeout = due_within(now, relay->side_due, timeout);
+	timeout = due_within(now, catchup_due(relay, now), timeout);
+	timeout = due_within(now, isolation_due(relay), timeout);
+	timeout = due_within(now, discard_due(relay), timeout);
+	timeout = due_within(now, relay_transaction_due(relay), timeout);
+	timeout = due_within(now, limits_due(relay, now), timeout);
 	if (may_send_parked(relay) && parked_in_flight(relay->parked) == 0)
-		timeout = until(now, parked_due(relay->parked), timeout);
+		timeout = due_within(now, parked_due(relay->parked), timeout);
 	if (relay->reset_needed)
-		timeout = until(now, relay->reset_by, timeout);
+		timeout = due_within(now, relay->reset_by, timeout);
 
 	/* it was dropped just now, and there is no reason to wait */
 	if (relay->producer == NULL && relay->retry_at == 0 && !relay->conflict &&
@@ -266,7 +259,7 @@ sleep_until_needed(Relay *relay, TimestampTz now, TimestampTz progress_due,
 
 	if (reading)
 	{
-		timeout = until(now, relay->look_at, timeout);
+		timeout = due_within(now, relay->look_at, timeout);
 		if (in_flight &&
 			parked_in_flight(relay->parked) == 0 &&
 			pg_atomic_read_u32(&relay->slot->waiters) == 0)
