@@ -40,12 +40,7 @@ set_defaults(rd_kafka_conf_t *conf, const KafkaProducerConfig *config,
 			 (long long) (kilobytes < 2097151 ? kilobytes : 2097151));
 
 	{
-		const struct
-		{
-			const char *name;
-			const char *value;
-			bool		optional;
-		}			defaults[] = {
+		const PropertyDefault defaults[] = {
 			/* the promises */
 			{"acks", "all", false},
 			{"enable.idempotence", "true", false},
@@ -63,10 +58,6 @@ set_defaults(rd_kafka_conf_t *conf, const KafkaProducerConfig *config,
 			 * transaction's last ones are waited for
 			 */
 			{"linger.ms", !config->bulk ? "0" : transactional ? "5" : "20", false},
-			{"socket.nagle.disable", "true", false},
-			/* a broker that is gone is noticed, one that is back is used */
-			{"socket.keepalive.enable", "true", false},
-			{"reconnect.backoff.ms", "50", false},
 			{"reconnect.backoff.max.ms", "500", false},
 
 			/*
@@ -77,29 +68,21 @@ set_defaults(rd_kafka_conf_t *conf, const KafkaProducerConfig *config,
 			{"retry.backoff.max.ms", "1000", true},
 			/* answers to a producer are small: bounds what a broker can send */
 			{"receive.message.max.bytes", RECEIVE_MAX_BYTES, false},
-			/* the default since librdkafka 2.0; it may be built without TLS */
-			{"ssl.endpoint.identification.algorithm", "https", true},
-			/* log lines are events, taken by our own thread */
-			{"log.queue", "true", false},
-			/* what the broker's operator sees */
-			{"client.id", config->client_id, false},
-			{"client.software.name", "outbox_kafka", true},
-			{"client.software.version", rd_kafka_version_str(), true},
-			{"bootstrap.servers", config->bootstrap_servers, false},
+		};
+		const PropertyDefault of_transactions[] = {
+			{"transactional.id", config->transactional_id, false},
+			{"transaction.timeout.ms", TRANSACTION_TIMEOUT_MS, false},
 		};
 
-		for (size_t i = 0; i < sizeof(defaults) / sizeof(defaults[0]); i++)
-		{
-			if (!kafka_conf_default(conf, defaults[i].name, defaults[i].value,
-									defaults[i].optional, reason, reason_size))
-				return false;
-		}
+		return kafka_conf_client_defaults(conf, config->bootstrap_servers,
+										  config->client_id, reason, reason_size) &&
+			kafka_conf_defaults(conf, defaults, sizeof(defaults) / sizeof(defaults[0]),
+								reason, reason_size) &&
+			(!transactional ||
+			 kafka_conf_defaults(conf, of_transactions,
+								 sizeof(of_transactions) / sizeof(of_transactions[0]),
+								 reason, reason_size));
 	}
-	return !transactional ||
-		(kafka_conf_default(conf, "transactional.id", config->transactional_id, false,
-							reason, reason_size) &&
-		 kafka_conf_default(conf, "transaction.timeout.ms", TRANSACTION_TIMEOUT_MS, false,
-							reason, reason_size));
 }
 
 void
@@ -123,12 +106,13 @@ bound_batches(rd_kafka_conf_t *conf, int max_bytes, char *reason, size_t reason_
 	int			batch_size;
 	bool		compresses;
 	char		value[32];
+	const PropertyDefault smaller = {"batch.size", value, false};
 
 	kafka_conf_batching(conf, &batch_size, &compresses);
 	if (max_bytes == 0 || batch_size <= max_bytes)
 		return true;
 	snprintf(value, sizeof(value), "%d", max_bytes);
-	return kafka_conf_default(conf, "batch.size", value, false, reason, reason_size);
+	return kafka_conf_defaults(conf, &smaller, 1, reason, reason_size);
 }
 
 rd_kafka_conf_t *

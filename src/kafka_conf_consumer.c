@@ -17,12 +17,7 @@ kafka_conf_build_consumer(const KafkaConsumerConfig *config,
 
 	snprintf(queue_kb, sizeof(queue_kb), "%d", config->queue_kb);
 	{
-		const struct
-		{
-			const char *name;
-			const char *value;
-			bool		optional;
-		}			defaults[] = {
+		const PropertyDefault defaults[] = {
 			/* the promises */
 			{"enable.auto.commit", "false", false},
 			{"auto.commit.enable", "false", true},
@@ -37,38 +32,23 @@ kafka_conf_build_consumer(const KafkaConsumerConfig *config,
 			/* a full queue is looked at again soon; before 2.3 after a second */
 			{"fetch.queue.backoff.ms", "20", true},
 			{"fetch.error.backoff.ms", "100", false},
-			{"socket.nagle.disable", "true", false},
-			{"socket.keepalive.enable", "true", false},
-			{"reconnect.backoff.ms", "50", false},
 			{"reconnect.backoff.max.ms", "1000", false},
 			{"topic.metadata.refresh.interval.ms", "60000", false},
 			{"allow.auto.create.topics", "false", false},
-			{"ssl.endpoint.identification.algorithm", "https", true},
-			/* log lines are events, taken by our own thread */
-			{"log.queue", "true", false},
 #if RD_KAFKA_VERSION < 0x020000ff
 			/* for commits, see kafka_consumer_mirror() */
 			{"group.id", config->group_id, false},
 #endif
-			{"client.id", config->client_id, false},
-			{"client.software.name", "outbox_kafka", true},
-			{"client.software.version", rd_kafka_version_str(), true},
-			{"bootstrap.servers", config->bootstrap_servers, false},
 		};
 
-		for (size_t i = 0; i < sizeof(defaults) / sizeof(defaults[0]); i++)
-		{
-			if (!kafka_conf_default(conf, defaults[i].name, defaults[i].value,
-									defaults[i].optional, reason, reason_size))
-			{
-				rd_kafka_conf_destroy(conf);
-				return NULL;
-			}
-		}
+		if (kafka_conf_client_defaults(conf, config->bootstrap_servers,
+									   config->client_id, reason, reason_size) &&
+			kafka_conf_defaults(conf, defaults, sizeof(defaults) / sizeof(defaults[0]),
+								reason, reason_size) &&
+			kafka_conf_apply(conf, FOR_CONSUMER, config->properties, config->config_file,
+							 reason, reason_size))
+			return conf;
 	}
-	if (kafka_conf_apply(conf, FOR_CONSUMER, config->properties, config->config_file,
-						 reason, reason_size))
-		return conf;
 	rd_kafka_conf_destroy(conf);
 	return NULL;
 }

@@ -30,16 +30,45 @@
 #define CONFIG_FILE_MAX_SIZE (64 * 1024)
 
 bool
-kafka_conf_default(rd_kafka_conf_t *conf, const char *name, const char *value,
-				   bool optional, char *reason, size_t reason_size)
+kafka_conf_defaults(rd_kafka_conf_t *conf, const PropertyDefault *defaults, size_t count,
+					char *reason, size_t reason_size)
 {
 	char		text[256];
 
-	if (rd_kafka_conf_set(conf, name, value, text, sizeof(text)) == RD_KAFKA_CONF_OK ||
-		optional)
-		return true;
-	snprintf(reason, reason_size, "librdkafka %s: %s", rd_kafka_version_str(), text);
-	return false;
+	for (size_t i = 0; i < count; i++)
+	{
+		if (rd_kafka_conf_set(conf, defaults[i].name, defaults[i].value,
+							  text, sizeof(text)) == RD_KAFKA_CONF_OK ||
+			defaults[i].optional)
+			continue;
+		snprintf(reason, reason_size, "librdkafka %s: %s", rd_kafka_version_str(), text);
+		return false;
+	}
+	return true;
+}
+
+bool
+kafka_conf_client_defaults(rd_kafka_conf_t *conf, const char *bootstrap_servers,
+						   const char *client_id, char *reason, size_t reason_size)
+{
+	const PropertyDefault defaults[] = {
+		{"socket.nagle.disable", "true", false},
+		/* a broker that is gone is noticed, one that is back is used */
+		{"socket.keepalive.enable", "true", false},
+		{"reconnect.backoff.ms", "50", false},
+		/* the default since librdkafka 2.0; it may be built without TLS */
+		{"ssl.endpoint.identification.algorithm", "https", true},
+		/* log lines are events, taken by our own thread */
+		{"log.queue", "true", false},
+		/* what the broker's operator sees */
+		{"client.id", client_id, false},
+		{"client.software.name", "outbox_kafka", true},
+		{"client.software.version", rd_kafka_version_str(), true},
+		{"bootstrap.servers", bootstrap_servers, false},
+	};
+
+	return kafka_conf_defaults(conf, defaults, sizeof(defaults) / sizeof(defaults[0]),
+							   reason, reason_size);
 }
 
 /* Whether value is one of "a|b|c". */

@@ -17,9 +17,20 @@
  * A property of ours. Those that an older or newer librdkafka may not have are
  * optional.
  */
-extern bool kafka_conf_default(rd_kafka_conf_t *conf, const char *name,
-							   const char *value, bool optional,
-							   char *reason, size_t reason_size);
+typedef struct PropertyDefault
+{
+	const char *name;
+	const char *value;
+	bool		optional;
+} PropertyDefault;
+
+extern bool kafka_conf_defaults(rd_kafka_conf_t *conf, const PropertyDefault *defaults,
+								size_t count, char *reason, size_t reason_size);
+
+/* Those of any client of ours. */
+extern bool kafka_conf_client_defaults(rd_kafka_conf_t *conf, const char *bootstrap_servers,
+									   const char *client_id,
+									   char *reason, size_t reason_size);
 
 /* What stands in a setting ("k=v; k=v"), then in a file unless it is "". */
 extern bool kafka_conf_apply(rd_kafka_conf_t *conf, PropertyUser user,
