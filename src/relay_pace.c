@@ -19,7 +19,6 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-#include "storage/fd.h"
 #include "utils/timestamp.h"
 
 #include "relay_internal.h"
@@ -45,7 +44,7 @@
 static bool
 read_waits(uint64 *waited_ns, uint64 *times)
 {
-	char text[	128];
+	char text[128];
 	unsigned long long run;
 	unsigned long long waited;
 	unsigned long long count;
@@ -58,7 +57,7 @@ read_waits(uint64 *waited_ns, uint64 *times)
 	close(fd);
 	if (length <= 0)
 		return false;
-	text[		length] = '\0';
+	text[length] = '\0';
 
 	if (sscanf(text, "%llu %llu %llu", &run, &waited, &count) != 3)
 		return false;

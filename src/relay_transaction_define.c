@@ -8,8 +8,7 @@
  * Kafka carries the nonce. The definition has to be on disk before a transaction
  * with messages of the batch is committed, and need not be before: what is not
  * committed is aborted, and nobody has to know where it would have ended. So
- * the disk and the brokers work at the same time. The same flush covers the
- * commits of the messages themselves, which were before it. (With wait_for_standby the
+ * the disk and the brokers work at the same time. (With wait_for_standby the
  * definition is on the standby before the first message is sent; or a standby
  * that is away would leave transactions open.)
  *
@@ -92,12 +91,8 @@ take_definition(Relay *relay, RelayTransaction *t, TransactionOwner owner, Relay
 void
 relay_transaction_defined(Relay *relay, RelayHeld *held)
 {
-	if (!guc_wait_for_standby)
-		;
-	else if (held)
-		held->standby_awaited = XactLastCommitEnd;
-	else
-		relay->standby_awaited = XactLastCommitEnd;
+	if (guc_wait_for_standby)
+		*(held ? &held->standby_awaited : &relay->standby_awaited) = XactLastCommitEnd;
 	take_definition(relay, relay_transaction_of(relay, held), held ? OWNER_HELD : OWNER_MAIN, held);
 }
 
