@@ -41,7 +41,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 our @EXPORT = qw(
-  new_node new_database publish try_sql
+  new_node new_database publish try_sql insist_sql
   relay_status relay_pid wait_until wait_state wait_published wait_delivered
   murmur2 murmur2_partition
 );
@@ -121,6 +121,20 @@ sub try_sql
 	my ($node, $database, $sql) = @_;
 	my ($code, $out) = eval { $node->psql($database, $sql) };
 	return defined $code && $code == 0 ? $out : undef;
+}
+
+=item insist_sql($node, $database, $sql)
+
+The same, again and again until it succeeds.
+
+=cut
+
+sub insist_sql
+{
+	my ($node, $database, $sql) = @_;
+	my $answer;
+	wait_until("the server takes: $sql", sub { defined($answer = try_sql($node, $database, $sql)) }, 60);
+	return $answer;
 }
 
 =item relay_status($node, $database)

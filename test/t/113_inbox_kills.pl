@@ -34,15 +34,10 @@ $node->safe_psql('d', q{
 	END $$;
 	SELECT inbox.subscribe('s', '{events}', 'handle', workers => 2, batch_size => 200, retry_backoff => '50 ms')});
 
-# Until a statement succeeds: the server may be starting.
 sub insist
 {
 	my ($sql) = @_;
-	my $answer;
-	wait_until("the server takes: $sql", sub {
-		$answer = try_sql($node, 'd', $sql);
-		return defined $answer; }, 60);
-	return $answer;
+	return insist_sql($node, 'd', $sql);
 }
 
 my $published = 0;

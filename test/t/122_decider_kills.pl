@@ -25,16 +25,11 @@ sub sql
 	return $node->safe_psql('a', $query);
 }
 
-# The same, again and again while the server restarts.
+# The same, while the server restarts.
 sub insist
 {
 	my ($query) = @_;
-	my $result;
-	wait_until('the server answers', sub {
-			$result = try_sql($node, 'a', $query);
-			return defined $result;
-		}, 60);
-	return $result;
+	return insist_sql($node, 'a', $query);
 }
 
 sql(q{

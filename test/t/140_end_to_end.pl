@@ -83,17 +83,6 @@ for my $name (sort keys %subscriptions)
 			workers => 2, retry_backoff => '50 ms')});
 }
 
-# Until a statement succeeds: the server may be starting.
-sub insist
-{
-	my ($node, $database, $sql) = @_;
-	my $answer;
-	wait_until("the server takes: $sql", sub {
-		$answer = try_sql($node, $database, $sql);
-		return defined $answer; }, 60);
-	return $answer;
-}
-
 # Publish until the parent ends it; through crashes.
 sub start_load
 {
@@ -179,28 +168,28 @@ for my $name (sort keys %delivery)
 }
 note(join ', ', map { "$_: $count{$_}" } sort keys %count);
 
-wait_until("all of $_ is sent", sub { insist($sender, $_, 'SELECT NOT EXISTS (SELECT FROM outbox.pending)') eq 't' }, 120)
+wait_until("all of $_ is sent", sub { insist_sql($sender, $_, 'SELECT NOT EXISTS (SELECT FROM outbox.pending)') eq 't' }, 120)
   for sort keys %delivery;
 for my $name (sort keys %subscriptions)
 {
 	my $topic = $subscriptions{$name}[0];
 	my $ends = $kafka->message_count($topic);
 	wait_until("$name has read all", sub {
-		insist($receiver, 'b', qq{
+		insist_sql($receiver, 'b', qq{
 			SELECT count(*) = 3 AND bool_and(state = 'running' AND lag = 0) AND sum(position) = $ends
 			FROM inbox.subscription_status WHERE name = '$name'}) eq 't' }, 120,
 		sub { "$ends in Kafka\n" . inbox_describe($receiver, 'b') });
 }
 
-my %ledger = map { $_ => insist($sender, $_, 'SELECT account, sum(amount), count(*) FROM ledger GROUP BY 1 ORDER BY 1') } keys %delivery;
-my %entries = map { $_ => insist($sender, $_, 'SELECT count(*) FROM ledger') } keys %delivery;
-is(insist($receiver, 'b', 'SELECT * FROM exact ORDER BY 1'), $ledger{exact},
+my %ledger = map { $_ => insist_sql($sender, $_, 'SELECT account, sum(amount), count(*) FROM ledger GROUP BY 1 ORDER BY 1') } keys %delivery;
+my %entries = map { $_ => insist_sql($sender, $_, 'SELECT count(*) FROM ledger') } keys %delivery;
+is(insist_sql($receiver, 'b', 'SELECT * FROM exact ORDER BY 1'), $ledger{exact},
 	"exactly_once: $entries{exact} entries have taken effect once");
-is(insist($receiver, 'b', 'SELECT * FROM least ORDER BY 1'), $ledger{least},
+is(insist_sql($receiver, 'b', 'SELECT * FROM least ORDER BY 1'), $ledger{least},
 	"at_least_once and dedupe: $entries{least} entries have taken effect once");
 
-my $twice = insist($receiver, 'b', 'SELECT sum(entries) FROM twice');
+my $twice = insist_sql($receiver, 'b', 'SELECT sum(entries) FROM twice');
 is($twice, scalar(my @all = $kafka->consume('least')), "without dedupe all that Kafka has takes effect, $twice entries");
 note($twice - $entries{least} . ' of them twice');
-is(insist($receiver, 'b', 'SELECT count(*) FROM inbox.dead_letters'), 0, 'none was given up');
+is(insist_sql($receiver, 'b', 'SELECT count(*) FROM inbox.dead_letters'), 0, 'none was given up');
 done_testing();
