@@ -22,7 +22,7 @@ char	   *guc_bootstrap_servers = NULL;
 char	   *guc_producer_config = NULL;
 char	   *guc_config_file = NULL;
 int			guc_max_message_bytes = 1000000;
-int			guc_max_in_flight = 10000;
+int			guc_max_in_flight = 50000;
 int			guc_max_in_flight_size = 32 * 1024;
 int			guc_retention = 3600;
 int			guc_segment_size = 64;
@@ -223,7 +223,7 @@ guc_define(void)
 							"Messages that may be sent and not acknowledged yet.",
 							"As many may be sent again after a crash.",
 							&guc_max_in_flight,
-							10000, 1, 1000000,
+							50000, 1, 1000000,
 							PGC_SUSET, 0,
 							NULL, NULL, NULL);
 

@@ -21,6 +21,10 @@
  */
 #define RECEIVE_MAX_BYTES "16000000"
 
+/* So many batches a full window makes; no batch is larger than librdkafka's own default. */
+#define BATCHES_IN_FLIGHT 10
+#define BATCH_MESSAGES 10000
+
 /* So long a dead relay's transaction keeps readers of its partitions waiting. */
 #define TRANSACTION_TIMEOUT_MS "10000"
 
@@ -32,12 +36,19 @@ set_defaults(rd_kafka_conf_t *conf, const KafkaProducerConfig *config,
 	int64_t		kilobytes = 2 * (int64_t) config->max_in_flight_kb + SPARE_KILOBYTES;
 	char		messages_text[32];
 	char		kilobytes_text[32];
+	char		batch_text[32];
+	int			batch;
 	bool		transactional = config->transactional_id != NULL;
 
 	snprintf(messages_text, sizeof(messages_text), "%lld",
 			 (long long) (messages < 10000000 ? messages : 10000000));
 	snprintf(kilobytes_text, sizeof(kilobytes_text), "%lld",
 			 (long long) (kilobytes < 2097151 ? kilobytes : 2097151));
+
+	/* several batches fit into the window: none waits to be full for nothing */
+	batch = config->max_in_flight / BATCHES_IN_FLIGHT;
+	snprintf(batch_text, sizeof(batch_text), "%d",
+			 batch < 1 ? 1 : batch < BATCH_MESSAGES ? batch : BATCH_MESSAGES);
 
 	{
 		const PropertyDefault defaults[] = {
@@ -58,6 +69,7 @@ set_defaults(rd_kafka_conf_t *conf, const KafkaProducerConfig *config,
 			 * transaction's last ones are waited for
 			 */
 			{"linger.ms", !config->bulk ? "0" : transactional ? "5" : "20", false},
+			{"batch.num.messages", batch_text, false},
 			{"reconnect.backoff.max.ms", "500", false},
 
 			/*
