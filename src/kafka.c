@@ -40,6 +40,7 @@
 #include "kafka_conf.h"
 #include "kafka_error.h"
 #include "kafka_limit.h"
+#include "kafka_memory.h"
 #include "kafka_producer.h"
 #include "kafka_resolve.h"
 #include "kafka_wake.h"
@@ -258,6 +259,7 @@ kafka_producer_create(const KafkaProducerConfig *config, KafkaError *error)
 		return NULL;
 	}
 
+	kafka_memory_keep();
 	producer = calloc(1, sizeof(KafkaProducer));
 	if (producer == NULL)
 	{
@@ -360,6 +362,7 @@ kafka_producer_destroy(KafkaProducer *producer)
 	rd_kafka_queue_destroy(producer->queue);
 	rd_kafka_destroy(producer->rk);
 	free_producer(producer);
+	kafka_memory_release();
 }
 
 /* Nothing more can come of this producer; the first reason stays. */
