@@ -44,7 +44,7 @@
 static bool
 read_waits(uint64 *waited_ns, uint64 *times)
 {
-	char text[128];
+	char		line[128];
 	unsigned long long run;
 	unsigned long long waited;
 	unsigned long long count;
@@ -53,13 +53,13 @@ read_waits(uint64 *waited_ns, uint64 *times)
 
 	if (fd < 0)
 		return false;
-	length = read(fd, text, sizeof(text) - 1);
+	length = read(fd, line, sizeof(line) - 1);
 	close(fd);
 	if (length <= 0)
 		return false;
-	text[length] = '\0';
+	line[length] = '\0';
 
-	if (sscanf(text, "%llu %llu %llu", &run, &waited, &count) != 3)
+	if (sscanf(line, "%llu %llu %llu", &run, &waited, &count) != 3)
 		return false;
 	*waited_ns = waited;
 	*times = count;
