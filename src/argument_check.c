@@ -34,13 +34,26 @@ interval_text(const Interval *interval)
 	return DatumGetCString(DirectFunctionCall1(interval_out, IntervalPGetDatum(interval)));
 }
 
-void
-argument_check_positive(const Interval *interval, const char *what)
+/* As interval_cmp() has it, so not only where all parts are zero. */
+static int
+sign(const Interval *interval)
 {
 	Interval	zero = {0};
 
-	if (DatumGetInt32(DirectFunctionCall2(interval_cmp, IntervalPGetDatum(interval),
-										  IntervalPGetDatum(&zero))) <= 0)
+	return DatumGetInt32(DirectFunctionCall2(interval_cmp, IntervalPGetDatum(interval),
+											 IntervalPGetDatum(&zero)));
+}
+
+bool
+argument_is_zero(const Interval *interval)
+{
+	return sign(interval) == 0;
+}
+
+void
+argument_check_positive(const Interval *interval, const char *what)
+{
+	if (sign(interval) <= 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("%s must be positive, it is \"%s\"", what, interval_text(interval))));
