@@ -401,6 +401,16 @@ $node->start;
 wait_count($node, 'a', $SIDE, 3);
 pass('after a start they are there');
 
+# A relay that cannot begin, and it is no fault of theirs.
+$node->safe_psql('a', 'ALTER SEQUENCE outbox.message_id CACHE 10');
+$node->restart;
+$node->wait_for_log(qr/sequence outbox\.message_id was altered/);
+wait_count($node, 'a', $SIDE, 3);
+pass('they are there where the relay fails before it sends anything');
+$node->safe_psql('a', 'ALTER SEQUENCE outbox.message_id CACHE 1');
+barrier($node, 'a');
+pass('and the relay once it can');
+
 # As pg_upgrade starts a server.
 $node->stop;
 PostgreSQL::Test::Utils::system_or_bail('pg_ctl', '-w', '-D', $node->data_dir, '-l', $node->logfile, '-o', '-b', 'start');
