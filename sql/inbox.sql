@@ -30,7 +30,7 @@ SELECT inbox.subscribe('s', '{t}', 'returns_text');
 SELECT inbox.subscribe('s', '{t}', 'takes_text');
 SELECT inbox.subscribe('s', '{t}', 'on_message', 'first');
 SELECT inbox.subscribe('s', '{t}', 'on_message', 'infinity');
-SELECT inbox.subscribe('s', '{t}', 'on_message', '2026-13-01');
+SELECT inbox.subscribe('s', '{t}', 'on_message', '2026-02-30');
 SELECT inbox.subscribe('s', '{t}', 'on_message', max_attempts => 0);
 SELECT inbox.subscribe('s', '{t}', 'on_message', retry_backoff => '0 s');
 SELECT inbox.subscribe('s', '{t}', 'on_message', retry_backoff => '300000 years');
