@@ -150,8 +150,7 @@ sub kill_worker
 	my ($node, $signal, $pid) = @_;
 	kill $signal, $pid;
 	wait_until("process $pid has ended", sub { !kill 0, $pid });
-	$node->poll_query_until('postgres', 'SELECT true')
-	  or croak "the server does not come back after process $pid has ended";
+	insist_sql($node, 'postgres', 'SELECT 1');
 	return;
 }
 
