@@ -5,10 +5,15 @@
 use strict;
 use warnings;
 
+use FindBin;
+use lib "$FindBin::RealBin/../lib";
+
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(time);
+
+use OutboxTest qw(kill_worker);
 
 # Commands that have to wait for connections to end give up after 5 s; with a
 # relay in the database they take a fraction of a second, on a machine that runs
