@@ -30,10 +30,12 @@ SELECT inbox.subscribe('s', '{t}', 'returns_text');
 SELECT inbox.subscribe('s', '{t}', 'takes_text');
 SELECT inbox.subscribe('s', '{t}', 'on_message', 'first');
 SELECT inbox.subscribe('s', '{t}', 'on_message', 'infinity');
-SELECT inbox.subscribe('s', '{t}', 'on_message', '2026-13-01');
+SELECT inbox.subscribe('s', '{t}', 'on_message', '2026-02-30');
 SELECT inbox.subscribe('s', '{t}', 'on_message', max_attempts => 0);
 SELECT inbox.subscribe('s', '{t}', 'on_message', retry_backoff => '0 s');
+SELECT inbox.subscribe('s', '{t}', 'on_message', retry_backoff => '300000 years');
 SELECT inbox.subscribe('s', '{t}', 'on_message', dedupe_window => '-1 h');
+SELECT inbox.subscribe('s', '{t}', 'on_message', dedupe_window => '101 years');
 SELECT inbox.subscribe('s', '{t}', 'on_message', on_failure => 'ignore');
 SELECT inbox.subscribe('s', '{t}', 'on_message', workers => 65);
 SELECT inbox.subscribe('s', '{t}', 'on_message', batch_size => 0);
@@ -83,6 +85,18 @@ CREATE SCHEMA "Odd Schema";
 CREATE FUNCTION "Odd Schema"."Handle It"(m inbox.message) RETURNS void LANGUAGE sql AS $$ SELECT $$;
 SELECT inbox.subscribe('odd', '{t}', '"Odd Schema"."Handle It"');
 SELECT handler, owner = current_user AS mine FROM inbox.subscription WHERE name = 'odd';
+
+-- no window any more, and what was seen is forgotten
+SELECT inbox.alter_subscription('odd', dedupe_window => '1 h');
+INSERT INTO inbox.seen_1 SELECT id, gen_random_uuid(), 't', 0, 0 FROM inbox.subscription;
+SELECT inbox.alter_subscription('s', batch_size => 10);
+SELECT name, dedupe_window, (SELECT count(*) FROM inbox.seen_1 WHERE subscription = s.id) FROM inbox.subscription AS s ORDER BY name;
+SELECT inbox.alter_subscription('s', dedupe_window => '0');
+SELECT name, dedupe_window, (SELECT count(*) FROM inbox.seen_1 WHERE subscription = s.id) FROM inbox.subscription AS s ORDER BY name;
+SELECT inbox.unsubscribe('odd');
+SELECT count(*) FROM inbox.seen_1;
+SELECT inbox.subscribe('odd', '{t}', '"Odd Schema"."Handle It"', dedupe_window => '0 s');
+SELECT dedupe_window IS NULL AS none FROM inbox.subscription WHERE name = 'odd';
 
 -- positions: those that are known
 SELECT inbox.seek('s', 'earliest');

@@ -1039,7 +1039,7 @@ CREATE FUNCTION inbox.alter_subscription(name text, topics text[] DEFAULT NULL, 
 		on_failure text DEFAULT NULL, workers integer DEFAULT NULL, batch_size integer DEFAULT NULL) RETURNS void
 	LANGUAGE c VOLATILE PARALLEL UNSAFE
 	AS 'MODULE_PATHNAME', 'outbox_kafka_inbox_alter';
-COMMENT ON FUNCTION inbox.alter_subscription(text, text[], regproc, integer, interval, interval, text, integer, integer) IS 'change what is not NULL; positions are kept';
+COMMENT ON FUNCTION inbox.alter_subscription(text, text[], regproc, integer, interval, interval, text, integer, integer) IS 'change what is not NULL; positions are kept; a dedupe_window of 0 is none';
 
 CREATE FUNCTION inbox.pause(name text) RETURNS void
 	LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE

@@ -182,7 +182,12 @@ handler_finish(void)
 	/* also those WITH HOLD: their query would run at commit */
 	PortalHashTableDeleteAll();
 	if (MyXactFlags & XACT_FLAGS_ACCESSEDTEMPNAMESPACE)
+	{
+		/* rows of catalogs are deleted, and some have parts elsewhere */
+		PushActiveSnapshot(GetTransactionSnapshot());
 		ResetTempTableNamespace();
+		PopActiveSnapshot();
+	}
 	CHECK_FOR_INTERRUPTS();
 	stop_running();
 

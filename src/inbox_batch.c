@@ -197,7 +197,10 @@ finish(Inbox *inbox, Batch *batch, TimestampTz now)
 			inbox_drop_first(partition);
 		handled += batch->passed[i];
 		if (partition->state == INBOX_STOPPED)
+		{
 			inbox_stop_reading(partition);
+			inbox->discover_at = now;	/* what is behind it */
+		}
 	}
 	pg_atomic_fetch_add_u64(&inbox->slot->handled, handled);
 	pg_atomic_write_u64(&inbox->slot->last_activity_at, (uint64) now);

@@ -185,6 +185,35 @@ insert_partitions(Inbox *inbox, List *partitions)
 	return entered && !inbox->reload;
 }
 
+/*
+ * A partition that is not read says nothing of its end, but it is the very one
+ * whose lag somebody wants to know. No answer is no problem.
+ */
+static void
+note_ends(Inbox *inbox)
+{
+	for (int i = 0; i < inbox->npartitions; i++)
+	{
+		InboxPartition *partition = inbox->partitions[i];
+		KafkaError	error;
+		int64_t		low;
+		int64_t		high;
+
+		CHECK_FOR_INTERRUPTS();
+		if (partition->state != INBOX_STOPPED || !partition->found)
+			continue;
+		if (worker_should_stop() ||
+			!kafka_consumer_watermarks(inbox->consumer, partition->topic, partition->number,
+									   &low, &high, INBOX_ASK_MS, &error))
+			return;
+		if (high > partition->end_offset)
+		{
+			partition->end_offset = high;
+			partition->dirty = true;
+		}
+	}
+}
+
 /* False: Kafka has not answered all, or somebody decides. */
 static bool
 note_partitions(Inbox *inbox, List *topics)
@@ -269,6 +298,7 @@ inbox_discover(Inbox *inbox, TimestampTz now)
 		inbox->cluster = MemoryContextStrdup(inbox->context, cluster);
 	if (!note_partitions(inbox, topics))
 		return;
+	note_ends(inbox);
 	inbox->discover_at = TimestampTzPlusMilliseconds(now, inbox->problem.len > 0 ?
 													 INBOX_MISSING_MS : guc_metadata_refresh * 1000L);
 }

@@ -252,7 +252,7 @@ inbox_message_build(const InboxPartition *partition, const KafkaItem *item,
 	values[4] = nulls[4] ? (Datum) 0 : bytes_datum(item->value, item->value_length);
 	nulls[5] = (count == 0);
 	values[5] = nulls[5] ? (Datum) 0 : JsonbPGetDatum(headers_to_jsonb(headers, count));
-	nulls[6] = (item->timestamp_ms < 0);
+	nulls[6] = !unix_ms_is_timestamp(item->timestamp_ms);
 	values[6] = nulls[6] ? (Datum) 0 :
 		TimestampTzGetDatum(timestamp_from_unix_ms(item->timestamp_ms));
 	nulls[7] = !message->has_event_id;

@@ -37,7 +37,7 @@ PG_FUNCTION_INFO_V1(outbox_kafka_inbox_unsubscribe);
 #define BATCH_SIZE_MAX 100000
 #define ATTEMPTS_MAX 1000000
 
-/* What both functions take; a NULL changes nothing. */
+/* What both functions take; a NULL changes nothing, no dedupe_window is 0. */
 typedef struct Options
 {
 	Datum		topics;
@@ -153,7 +153,8 @@ get_options(FunctionCallInfo fcinfo, const int *arguments, Options *options)
 				argument_check_positive(DatumGetIntervalP(values[i]), "retry_backoff");
 				break;
 			case OPTION_DEDUPE_WINDOW:
-				argument_check_positive(DatumGetIntervalP(values[i]), "dedupe_window");
+				if (!argument_is_zero(DatumGetIntervalP(values[i])))
+					argument_check_positive(DatumGetIntervalP(values[i]), "dedupe_window");
 				break;
 			case OPTION_ON_FAILURE:
 				{
@@ -191,7 +192,7 @@ outbox_kafka_inbox_subscribe(PG_FUNCTION_ARGS)
 		"INSERT INTO inbox.subscription AS s"
 		" (name, owner, topics, handler, start_from, max_attempts, retry_backoff,"
 		"  on_failure, workers, batch_size, dedupe_window)"
-		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
+		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, nullif($11, interval '0'))"
 		" ON CONFLICT (name) DO NOTHING RETURNING s.id",
 		lengthof(types), types, NULL
 	};
@@ -264,6 +265,30 @@ check_owner(const char *name)
 	owner_end(&session);
 }
 
+/*
+ * Event ids that a subscription has seen and does not look at any more. Where
+ * no other has a window, nothing else would ever remove them; and a window that
+ * is set again later would find those of long ago.
+ */
+static void
+forget_seen(Datum *id)
+{
+	static const Oid types[] = {INT4OID};
+#define FORGET(table) \
+	{ \
+		"DELETE FROM inbox." table " AS t WHERE t.subscription = $1 AND NOT EXISTS" \
+		" (SELECT FROM inbox.subscription AS s WHERE s.id = $1 AND s.dedupe_window IS NOT NULL)", \
+		lengthof(types), types, NULL \
+	}
+	static OwnerStatement deletes[] = {
+		FORGET("seen_0"), FORGET("seen_1"), FORGET("seen_2"), FORGET("seen_3")
+	};
+#undef FORGET
+
+	for (int i = 0; i < (int) lengthof(deletes); i++)
+		owner_execute(&deletes[i], id, NULL);
+}
+
 Datum
 outbox_kafka_inbox_alter(PG_FUNCTION_ARGS)
 {
@@ -277,13 +302,14 @@ outbox_kafka_inbox_alter(PG_FUNCTION_ARGS)
 		" topics = coalesce($2, s.topics), handler = coalesce($3, s.handler),"
 		" max_attempts = coalesce($4, s.max_attempts),"
 		" retry_backoff = coalesce($5, s.retry_backoff),"
-		" dedupe_window = coalesce($6, s.dedupe_window),"
+		" dedupe_window = nullif(coalesce($6, s.dedupe_window), interval '0'),"
 		" on_failure = coalesce($7, s.on_failure),"
 		" workers = coalesce($8, s.workers), batch_size = coalesce($9, s.batch_size)"
 		" WHERE s.id = $1",
 		lengthof(types), types, NULL
 	};
 	Options		options;
+	OwnerSession session;
 	Datum		values[lengthof(types)];
 	char		nulls[lengthof(types)];
 	char	   *name;
@@ -296,7 +322,10 @@ outbox_kafka_inbox_alter(PG_FUNCTION_ARGS)
 	nulls[0] = ' ';
 	memcpy(nulls + 1, options.nulls, sizeof(options.nulls));
 	memcpy(values + 1, &options.topics, sizeof(Datum) * 8);
-	(void) inbox_control(name, &update, values, nulls);
+	values[0] = Int32GetDatum(inbox_control_begin(&session, name));
+	owner_execute(&update, values, nulls);
+	forget_seen(values);
+	owner_end(&session);
 	wakeup_mark_control();
 	PG_RETURN_VOID();
 }
@@ -316,6 +345,7 @@ outbox_kafka_inbox_unsubscribe(PG_FUNCTION_ARGS)
 
 	for (int i = 0; i < (int) lengthof(deletes); i++)
 		owner_execute(&deletes[i], values, NULL);
+	forget_seen(values);
 	owner_end(&session);
 	wakeup_mark_control();
 	PG_RETURN_VOID();

@@ -3,8 +3,9 @@
  *	  Declaring which side workers the database needs.
  *
  * The launcher is connected to no database, so the relay is its eyes. It looks
- * when it starts and whenever it is told that its control tables changed,
- * whatever state it is in: an inbox is served also while nothing can be sent.
+ * when it starts, before anything that could keep it from sending, and whenever
+ * it is told that its control tables changed, whatever state it is in: an inbox
+ * is served also while nothing can be sent.
  */
 #include "postgres.h"
 

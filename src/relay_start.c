@@ -142,6 +142,20 @@ adopt_copy(Relay *relay, const Progress *foreign)
 	return progress;
 }
 
+static void
+check_sequence(Relay *relay)
+{
+	const OutboxCatalog *catalog;
+
+	relay_begin(relay);
+	catalog = relay_catalog(relay);
+	if (catalog != NULL)
+		relay_check_sequence(catalog);
+	relay_commit(relay);
+	if (catalog == NULL)
+		worker_leave_idle();
+}
+
 void
 relay_start(Relay *relay)
 {
@@ -162,7 +176,6 @@ relay_start(Relay *relay)
 		worker_leave_idle();
 	}
 	relay->extension = catalog->extension;
-	relay_check_sequence(catalog);
 	catalog_lock_now("database_identity", RowExclusiveLock);
 	catalog_lock_now("segment", AccessShareLock);
 	relay->database = MemoryContextStrdup(relay->context,
@@ -173,6 +186,14 @@ relay_start(Relay *relay)
 	result = progress_read(catalog, MAIN_CURSOR, CURSOR_NO_WAIT, &progress,
 						   relay->context);
 	relay_commit(relay);
+
+	/*
+	 * What follows can fail, again and again, for reasons that concern what
+	 * is sent. In a copy nothing may be decided before it is made one below.
+	 */
+	if (result == PROGRESS_OK)
+		relay_side_declare(relay, GetCurrentTimestamp());
+	check_sequence(relay);
 
 	switch (result)
 	{

@@ -16,6 +16,13 @@ unix_ms(TimestampTz time)
 	return time / 1000 + UNIX_EPOCH_OFFSET_MS;
 }
 
+/* Not each 64-bit number: Kafka holds any time that a producer makes up. */
+static inline bool
+unix_ms_is_timestamp(int64 ms)
+{
+	return ms >= 0 && ms < END_TIMESTAMP / 1000 + UNIX_EPOCH_OFFSET_MS;
+}
+
 static inline TimestampTz
 timestamp_from_unix_ms(int64 ms)
 {

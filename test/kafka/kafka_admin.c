@@ -14,7 +14,7 @@
  *	  kafka_admin BOOTSTRAP remove TOPIC PARTITION OFFSET
  *	  kafka_admin BOOTSTRAP committed GROUP TOPIC PARTITION
  *	  kafka_admin BOOTSTRAP transact TOPIC PARTITION commit|abort VALUE...
- *	  kafka_admin BOOTSTRAP produce TOPIC PARTITION KEY FILE [NAME[=VALUE]...]
+ *	  kafka_admin BOOTSTRAP produce TOPIC PARTITION KEY FILE [@TIME] [NAME[=VALUE]...]
  *
  * metadata prints a line "broker ID" for each broker that is alive and a line
  * "partition TOPIC NUMBER LEADER REPLICAS IN_SYNC" for each partition (leader
@@ -24,8 +24,9 @@
  * deletes the records before an offset, as retention does. committed prints the
  * group's offset, -1001 if there is none. transact writes records without a key
  * in a transaction, which it commits or aborts. produce writes a record with a
- * file's content as value and these headers; - is no key, or no value. Success is
- * exit code 0; errors go to standard error with exit code 1.
+ * file's content as value, these headers and a time in milliseconds, or the
+ * present one; - is no key, or no value. Success is exit code 0; errors go to
+ * standard error with exit code 1.
  */
 #include <librdkafka/rdkafka.h>
 
@@ -436,6 +437,7 @@ produce(const char *bootstrap, int argc, char **argv)
 	const char *key = strcmp(argv[2], "-") == 0 ? NULL : argv[2];
 	char	   *value = NULL;
 	size_t		length = 0;
+	int64_t		time = 0;
 
 	if (strcmp(argv[3], "-") != 0)
 	{
@@ -451,6 +453,11 @@ produce(const char *bootstrap, int argc, char **argv)
 	{
 		char	   *equals = strchr(argv[i], '=');
 
+		if (argv[i][0] == '@')
+		{
+			time = to_offset(argv[i] + 1);
+			continue;
+		}
 		rd_kafka_header_add(headers, argv[i], equals ? equals - argv[i] : -1,
 							equals ? equals + 1 : NULL, equals ? -1 : 0);
 	}
@@ -458,6 +465,7 @@ produce(const char *bootstrap, int argc, char **argv)
 								  RD_KAFKA_V_PARTITION((int32_t) to_offset(argv[1])),
 								  RD_KAFKA_V_KEY(key, key ? strlen(key) : 0),
 								  RD_KAFKA_V_VALUE(value, length),
+								  RD_KAFKA_V_TIMESTAMP(time),
 								  RD_KAFKA_V_HEADERS(headers), RD_KAFKA_V_END), NULL);
 	check_error(rd_kafka_flush(producer, TIMEOUT_MS), NULL);
 	if (rd_kafka_outq_len(producer) > 0)

@@ -41,7 +41,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 our @EXPORT = qw(
-  new_node new_database publish try_sql insist_sql
+  new_node new_database publish try_sql insist_sql kill_worker
   relay_status relay_pid wait_until wait_state wait_published wait_delivered
   murmur2 murmur2_partition
 );
@@ -135,6 +135,23 @@ sub insist_sql
 	my $answer;
 	wait_until("the server takes: $sql", sub { defined($answer = try_sql($node, $database, $sql)) }, 60);
 	return $answer;
+}
+
+=item kill_worker($node, $signal, $pid)
+
+Returns when the process has ended and the server takes connections. After a
+SIGKILL it starts anew, but knows of that only when it has seen the process end:
+until then it answers as if nothing had happened.
+
+=cut
+
+sub kill_worker
+{
+	my ($node, $signal, $pid) = @_;
+	kill $signal, $pid;
+	wait_until("process $pid has ended", sub { !kill 0, $pid });
+	insist_sql($node, 'postgres', 'SELECT 1');
+	return;
 }
 
 =item relay_status($node, $database)

@@ -389,8 +389,8 @@ $all = wait_until('it starts them again', sub {
 pass('and starts them again when they end');
 
 ($pid) = split /,/, $all;
-kill 'KILL', $pid;
-ok($node->poll_query_until('postgres', 'SELECT true'), 'the server restarts after a side worker was killed');
+kill_worker($node, 'KILL', $pid);
+pass('the server restarts after a side worker was killed');
 $all = wait_others($node, 'a', $SIDE, $all);
 pass('and so do side workers');
 
@@ -400,6 +400,16 @@ cmp_ok(time - $before, '<', 5, 'pg_ctl stop -m fast with side workers');
 $node->start;
 wait_count($node, 'a', $SIDE, 3);
 pass('after a start they are there');
+
+# A relay that cannot begin, and it is no fault of theirs.
+$node->safe_psql('a', 'ALTER SEQUENCE outbox.message_id CACHE 10');
+$node->restart;
+$node->wait_for_log(qr/sequence outbox\.message_id was altered/);
+wait_count($node, 'a', $SIDE, 3);
+pass('they are there where the relay fails before it sends anything');
+$node->safe_psql('a', 'ALTER SEQUENCE outbox.message_id CACHE 1');
+barrier($node, 'a');
+pass('and the relay once it can');
 
 # As pg_upgrade starts a server.
 $node->stop;

@@ -20,7 +20,8 @@ my $kafka = OutboxTest::Kafka->new;
 $kafka->start;
 $kafka->create_topic('orders', 3);
 $kafka->create_topic('shared', 4);
-$kafka->create_topic('raw', 1, { 'max.message.bytes' => 3_000_000 });
+$kafka->create_topic('raw', 1, { 'max.message.bytes' => 3_000_000,
+	'message.timestamp.after.max.ms' => 9223372036854775807 });
 $kafka->create_topic('later', 24);
 my $node = new_node('inbox', kafka => $kafka);
 new_database($node, 'd');
@@ -62,9 +63,11 @@ $kafka->produce('raw', 0, value => "\xff\xfe");
 $kafka->produce('raw', 0, value => '', headers => [ a => '1', a => '2', b => "\xff", 'no-value' => undef,
 	ce_id => 'no uuid', 'correlation-id' => 'c' ]);
 $kafka->produce('raw', 0, value => 'x' x 1_000_000);
+$kafka->produce('raw', 0, value => 'then', time => 9223372036854775807);
+$kafka->produce('raw', 0, value => 'then', time => 9224318015999999);
 $kafka->transact('raw', 0, 'abort', 'aborted 1', 'aborted 2');
 $kafka->transact('raw', 0, 'commit', 'committed 1', 'committed 2');
-wait_handled($node, 'd', q{handled WHERE topic = 'raw'}, 6);
+wait_handled($node, 'd', q{handled WHERE topic = 'raw'}, 8);
 is($node->safe_psql('d', q{
 	SELECT key = 'k' AND payload IS NULL AND event_id IS NULL FROM handled WHERE topic = 'raw' AND "offset" = 0}),
 	't', 'a tombstone');
@@ -78,7 +81,13 @@ is($node->safe_psql('d', q{
 is($node->safe_psql('d', q{SELECT length(payload) FROM handled WHERE topic = 'raw' AND "offset" = 3}),
 	1000000, 'a megabyte');
 is($node->safe_psql('d', q{
-	SELECT string_agg(convert_from(payload, 'UTF8'), ',' ORDER BY n) FROM handled WHERE topic = 'raw' AND "offset" > 3}),
+	SELECT "timestamp" IS NULL FROM handled WHERE topic = 'raw' AND "offset" = 4}),
+	't', 'a time that PostgreSQL does not have');
+is($node->safe_psql('d', q{
+	SELECT "timestamp" AT TIME ZONE 'UTC' FROM handled WHERE topic = 'raw' AND "offset" = 5}),
+	'294276-12-31 23:59:59.999', 'the last one that it has');
+is($node->safe_psql('d', q{
+	SELECT string_agg(convert_from(payload, 'UTF8'), ',' ORDER BY n) FROM handled WHERE topic = 'raw' AND "offset" > 5}),
 	'committed 1,committed 2', 'what was aborted is not handled');
 wait_caught_up($node, 'd', 'raw');
 is(inbox_status($node, 'd', 'raw', 'raw', 0, 'position = end_offset AND position > 9'), 't',

@@ -224,6 +224,19 @@ numbers('orders.a', 1, 1);
 wait_handled($node, 'd', q{got WHERE topic = 'orders.a'}, 2);
 pass('and go on with the first one');
 
+# ---- a partition that has stopped: what comes behind it is counted
+
+$kafka->create_topic('stopped', 1);
+sql(q{
+	CREATE FUNCTION refuse(m inbox.message) RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no'; END $$;
+	SELECT inbox.subscribe('stopped', '{stopped}', 'refuse', max_attempts => 1, on_failure => 'stop_partition')});
+numbers('stopped', 1, 2);
+wait_partition($node, 'd', 'stopped', 'stopped', 0, q{state = 'stopped' AND lag = 2});
+numbers('stopped', 3, 5);
+wait_partition($node, 'd', 'stopped', 'stopped', 0, q{state = 'stopped' AND lag = 5});
+pass('the lag of a stopped partition grows');
+sql(q{SELECT inbox.unsubscribe('stopped')});
+
 # ---- a dump takes subscriptions and positions along
 
 my $dump = $node->basedir . '/dump';

@@ -139,8 +139,7 @@ for my $round (0 .. 3)
 		FROM generate_series(1000 + $round * 50, 1049 + $round * 50) AS id");
 	my $victim = $node->safe_psql('postgres', q{SELECT pid FROM pg_stat_activity
 		WHERE backend_type ~ 'outbox_kafka (relay|inbox|decider)' ORDER BY random() LIMIT 1});
-	kill($round % 2 ? 'KILL' : 'TERM', $victim) if $victim ne '';
-	$node->poll_query_until('postgres', 'SELECT true');
+	kill_worker($node, $round % 2 ? 'KILL' : 'TERM', $victim) if $victim ne '';
 }
 wait_until('all orders are decided', sub {
 	$node->safe_psql('shop', q{SELECT count(*) FROM orders WHERE status = 'placed'}) eq '0' }, 180, sub {

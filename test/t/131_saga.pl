@@ -136,8 +136,7 @@ for my $round (0 .. 5)
 	my $node = $round % 2 ? $first : $second;
 	my $victim = $node->safe_psql('postgres', q{SELECT pid FROM pg_stat_activity
 		WHERE backend_type ~ 'outbox_kafka (relay|inbox|decider)' ORDER BY random() LIMIT 1});
-	kill($round < 4 ? 'KILL' : 'TERM', $victim) if $victim ne '';
-	$_->poll_query_until('postgres', 'SELECT true') for $first, $second;
+	kill_worker($node, $round < 4 ? 'KILL' : 'TERM', $victim) if $victim ne '';
 }
 wait_until('all sagas end', sub {
 	saga("SELECT count(*) FROM saga WHERE status IN ('running', 'compensating')") eq '0' }, 240, sub {

@@ -349,7 +349,8 @@ sub wait_messages
 =item $kafka->produce($topic, $partition, %options)
 
 One record that no outbox has written. Options: key, value (bytes; without it,
-or undef: none) and headers (array of names and values).
+or undef: none), headers (array of names and values) and time (in milliseconds;
+without it, the present).
 
 =item $kafka->transact($topic, $partition, $end, @values)
 
@@ -370,7 +371,7 @@ sub produce
 	my ($self, $topic, $partition, %options) = @_;
 	my $file = "$self->{dir}/produce";
 	my @headers = @{ $options{headers} // [] };
-	my @arguments;
+	my @arguments = defined $options{time} ? ("\@$options{time}") : ();
 	while (@headers)
 	{
 		my ($name, $value) = splice @headers, 0, 2;
