@@ -468,12 +468,7 @@ fill_item(KafkaItem *item, rd_kafka_message_t *message)
 		item->kind = (message->err == RD_KAFKA_RESP_ERR__PARTITION_EOF) ?
 			KAFKA_ITEM_END : KAFKA_ITEM_ERROR;
 		if (item->kind == KAFKA_ITEM_ERROR)
-		{
 			item->problem = classify_problem(message->err);
-			kafka_copy_text(item->text, sizeof(item->text), rd_kafka_message_errstr(message));
-		}
-		rd_kafka_message_destroy(message);
-		item->handle = NULL;
 		return;
 	}
 	item->kind = KAFKA_ITEM_MESSAGE;
@@ -525,6 +520,12 @@ kafka_item_free(KafkaItem *item)
 	if (item->handle != NULL)
 		rd_kafka_message_destroy(item->handle);
 	item->handle = NULL;
+}
+
+void
+kafka_item_text(const KafkaItem *item, char *text, size_t size)
+{
+	kafka_copy_text(text, size, rd_kafka_message_errstr(item->handle));
 }
 
 bool
