@@ -302,6 +302,12 @@ inbox_message_build(const InboxPartition *partition, const KafkaItem *item,
 	if (!nulls[8])
 		values[8] = CStringGetTextDatum(message->correlation_id);
 
+	/*
+	 * memory of thousands of messages is slower than that of one again and
+	 * again
+	 */
+	if (count > 0)
+		kafka_item_forget_headers(item);
 	MemoryContextSwitchTo(old);
 	message->datum = ExpandedRecordGetDatum(record);
 }

@@ -537,3 +537,12 @@ kafka_item_header(const KafkaItem *item, int n, const char **name,
 	return rd_kafka_message_headers(item->handle, &headers) == RD_KAFKA_RESP_ERR_NO_ERROR &&
 		rd_kafka_header_get_all(headers, (size_t) n, name, value, length) == RD_KAFKA_RESP_ERR_NO_ERROR;
 }
+
+void
+kafka_item_forget_headers(const KafkaItem *item)
+{
+	rd_kafka_headers_t *headers;
+
+	if (rd_kafka_message_detach_headers(item->handle, &headers) == RD_KAFKA_RESP_ERR_NO_ERROR)
+		rd_kafka_headers_destroy(headers);
+}

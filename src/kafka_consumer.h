@@ -162,4 +162,7 @@ extern void kafka_item_text(const KafkaItem *item, char *text, size_t size);
 extern bool kafka_item_header(const KafkaItem *item, int n, const char **name,
 							  const void **value, size_t *length);
 
+/* Free what the last function has made; it makes it anew when it is asked. */
+extern void kafka_item_forget_headers(const KafkaItem *item);
+
 #endif							/* OUTBOX_KAFKA_CONSUMER_H */
