@@ -47,10 +47,6 @@ handled_message_set(const char *subscription, const pg_uuid_t *event_id,
 	if (correlation_id != NULL &&
 		strlen(correlation_id) < sizeof(handled.correlation_id))
 		strcpy(handled.correlation_id, correlation_id);
-	else if (event_id != NULL)
-		strlcpy(handled.correlation_id,
-				DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(event_id))),
-				UUID_TEXT_LENGTH);
 }
 
 void
@@ -65,11 +61,23 @@ handled_message_subscription(void)
 	return handled.any ? handled.subscription : NULL;
 }
 
+/* palloc'd */
+static char *
+event_id_text(void)
+{
+	return DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&handled.event_id)));
+}
+
 const char *
 handled_message_correlation_id(void)
 {
-	return handled.any && handled.correlation_id[0] != '\0' ?
-		handled.correlation_id : NULL;
+	if (!handled.any)
+		return NULL;
+
+	/* most handlers never ask */
+	if (handled.correlation_id[0] == '\0' && handled.has_event_id)
+		strlcpy(handled.correlation_id, event_id_text(), UUID_TEXT_LENGTH);
+	return handled.correlation_id[0] != '\0' ? handled.correlation_id : NULL;
 }
 
 Jsonb *
@@ -91,8 +99,7 @@ handled_message_headers(Jsonb *headers)
 	name.val.string.val = pstrdup(CAUSATION_HEADER);
 	name.val.string.len = strlen(CAUSATION_HEADER);
 	value.type = jbvString;
-	value.val.string.val = DatumGetCString(DirectFunctionCall1(uuid_out,
-															   UUIDPGetDatum(&handled.event_id)));
+	value.val.string.val = event_id_text();
 	value.val.string.len = strlen(value.val.string.val);
 
 	(void) pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);

@@ -64,7 +64,6 @@ struct HandlerFunction
 static bool active = false;
 static Oid	saved_role;
 static int	saved_security_context;
-static int	guc_nest_level;
 
 /* User's code starts to run, for as long as handler_timeout at most. */
 static void
@@ -83,11 +82,24 @@ stop_running(void)
 	QueryCancelPending = false;
 }
 
+/*
+ * Set the search path, for the session, not the transaction; NULL: the worker's
+ * own again. As long as a transaction has settings of its own to undo, PostgreSQL
+ * 15 goes through all there are after each call, which costs as much as a small
+ * handler. With this one the first are those that a handler makes.
+ */
 static void
-set_option(const char *name, const char *value)
+set_search_path(const char *path)
 {
-	(void) set_config_option(name, value, PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
+	bool		in_transaction = IsTransactionState();
+
+	/* outside of the transaction's nest level nothing is kept to be undone */
+	if (in_transaction)
+		AtEOXact_GUC(true, 1);
+	(void) set_config_option("search_path", path, PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SET, true, 0, false);
+	if (in_transaction)
+		(void) NewGUCNestLevel();
 }
 
 void
@@ -107,9 +119,7 @@ handler_begin(const char *owner)
 	GetUserIdAndSecContext(&saved_role, &saved_security_context);
 	active = true;
 	SetUserIdAndSecContext(role, saved_security_context | SECURITY_LOCAL_USERID_CHANGE);
-	guc_nest_level = NewGUCNestLevel();
-	set_option("search_path", "\"$user\", public");
-	set_option("lock_timeout", "0");
+	set_search_path("\"$user\", public");
 }
 
 /*
@@ -170,9 +180,11 @@ void
 handler_finish(void)
 {
 	ConstraintsSetStmt *constraints = makeNode(ConstraintsSetStmt);
+	int			nest_level;
 
 	Assert(active && !IsSubTransaction());
 
+	nest_level = NewGUCNestLevel();
 	start_running();
 	constraints->constraints = NIL;
 	constraints->deferred = false;
@@ -190,8 +202,7 @@ handler_finish(void)
 	}
 	CHECK_FOR_INTERRUPTS();
 	stop_running();
-
-	AtEOXact_GUC(false, guc_nest_level);
+	AtEOXact_GUC(false, nest_level);
 }
 
 ErrorData *
@@ -215,6 +226,7 @@ handler_end(void)
 	if (!active)
 		return;
 	active = false;
+	set_search_path(NULL);
 	SetUserIdAndSecContext(saved_role, saved_security_context);
 	side_worker_release_advisory_locks();
 	DropAllPreparedStatements();

@@ -85,6 +85,7 @@ inbox_bury(Inbox *inbox, InboxPartition *partition, const KafkaItem *item,
 	Relation	rel = inbox_store_open("dead_letter", RowExclusiveLock);
 	Oid			sequence = inbox_store_relation("dead_letter_id");
 	InboxMessage message;
+	HeapTupleHeader header;
 	HeapTupleData tuple;
 	Datum		values[DEAD_COLUMNS + 1] = {0};
 	bool		nulls[DEAD_COLUMNS + 1] = {false};
@@ -92,8 +93,9 @@ inbox_bury(Inbox *inbox, InboxPartition *partition, const KafkaItem *item,
 
 	check_columns(rel);
 	build_message(partition, item, &message);
-	tuple.t_len = HeapTupleHeaderGetDatumLength(DatumGetHeapTupleHeader(message.datum));
-	tuple.t_data = DatumGetHeapTupleHeader(message.datum);
+	header = DatumGetHeapTupleHeader(message.datum);
+	tuple.t_len = HeapTupleHeaderGetDatumLength(header);
+	tuple.t_data = header;
 	ItemPointerSetInvalid(&tuple.t_self);
 	tuple.t_tableOid = InvalidOid;
 	heap_deform_tuple(&tuple, inbox_message_type(), values + DEAD_TOPIC, nulls + DEAD_TOPIC);

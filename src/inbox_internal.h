@@ -387,7 +387,7 @@ extern void inbox_dedupe_rotate(Inbox *inbox, TimestampTz now);
 
 typedef struct InboxMessage
 {
-	Datum		datum;			/* inbox.message */
+	Datum		datum;			/* inbox.message, an expanded record */
 	pg_uuid_t	event_id;
 	bool		has_event_id;
 	char	   *correlation_id; /* or NULL */

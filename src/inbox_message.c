@@ -7,6 +7,9 @@
  * UTF-8: key and payload are bytes, and bytes in a header that are no text stand
  * there in Base64. In another encoding a character that it lacks does; that is
  * then an error like one of the handler's.
+ *
+ * The value is an expanded record: PL/pgSQL takes it over as its variable as it
+ * is, where it would copy a row and take it apart again.
  */
 #include "postgres.h"
 
@@ -16,9 +19,9 @@
 #include "funcapi.h"
 #include "mb/pg_wchar.h"
 #include "utils/builtins.h"
+#include "utils/expandedrecord.h"
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
-#include "utils/typcache.h"
 
 #include "catalog.h"
 #include "inbox_internal.h"
@@ -31,20 +34,24 @@
 
 typedef struct Header
 {
-	char	   *name;
+	JsonbValue	name;
+	int			number;			/* in the message */
 	const char *value;			/* NULL: none */
 	Size		length;
 } Header;
 
-/* in the context of the transaction that inbox_message_prepare() was called in */
-static TupleDesc row_type = NULL;
+/*
+ * An empty one, which the others are made after; in the context of the
+ * transaction that inbox_message_prepare() was called in.
+ */
+static ExpandedRecordHeader *pattern = NULL;
 
 void
 inbox_message_prepare(Oid *type)
 {
 	*type = catalog_type(get_namespace_oid(INBOX_SCHEMA, false), "message");
-	row_type = lookup_rowtype_tupdesc_copy(*type, -1);
-	if (row_type->natts != MESSAGE_COLUMNS)
+	pattern = make_expanded_record_from_typeid(*type, -1, CurrentMemoryContext);
+	if (inbox_message_type()->natts != MESSAGE_COLUMNS)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
 				 errmsg("type \"inbox.message\" was altered")));
@@ -53,7 +60,7 @@ inbox_message_prepare(Oid *type)
 TupleDesc
 inbox_message_type(void)
 {
-	return row_type;
+	return expanded_record_get_tupdesc(pattern);
 }
 
 static Datum
@@ -67,115 +74,133 @@ bytes_datum(const void *data, Size length)
 	return PointerGetDatum(result);
 }
 
-/* Kafka's texts are UTF-8, by convention. NULL: these bytes are none. */
-static char *
-to_text(const char *bytes, Size length)
+static void
+set_string(JsonbValue *target, const char *bytes, Size length)
+{
+	target->type = jbvString;
+	target->val.string.val = (char *) bytes;
+	target->val.string.len = (int) length;
+}
+
+/*
+ * Kafka's texts are UTF-8, by convention. False: these bytes are none. What is
+ * the database's encoding already is not copied.
+ */
+static bool
+to_text(JsonbValue *target, const char *bytes, Size length)
 {
 	char	   *copy;
 
 	if (memchr(bytes, '\0', length) != NULL ||
 		!pg_verify_mbstr(PG_UTF8, bytes, (int) length, true))
-		return NULL;
-	copy = pnstrdup(bytes, length);
-	return pg_any_to_server(copy, (int) length, PG_UTF8);
-}
-
-static void
-push_string(JsonbParseState * *state, JsonbIteratorToken token, const char *text)
-{
-	JsonbValue	value;
-
-	value.type = jbvString;
-	value.val.string.val = (char *) text;
-
-	value.val.string.len = (int) strlen(text);
-	(void) pushJsonbValue(state, token, &value);
-}
-
-static void
-push_header_value(JsonbParseState * *state, JsonbIteratorToken token, const Header *header)
-{
-	char	   *text;
-
-	if (header->value == NULL)
+		return false;
+	if (GetDatabaseEncoding() == PG_UTF8)
 	{
-		JsonbValue	null = {.type = jbvNull};
-
-		(void) pushJsonbValue(state, token, &null);
-		return;
+		set_string(target, bytes, length);
+		return true;
 	}
-	text = to_text(header->value, header->length);
-
-	if (text == NULL)
-	{
-		int			size = pg_b64_enc_len((int) header->length) + 1;
-
-		text = palloc0(size);
-
-		if (pg_b64_encode((const void *) header->value, (int) header->length, text, size - 1) < 0)
-			elog(ERROR, "could not encode a header");
-		(void) pushJsonbValue(state, WJB_BEGIN_OBJECT, NULL);
-		push_string(state, WJB_KEY, "base64");
-		push_string(state, WJB_VALUE, text);
-		(void) pushJsonbValue(state, WJB_END_OBJECT, NULL);
-		return;
-	}
-	push_string(state, token, text);
+	copy = pg_any_to_server(pnstrdup(bytes, length), (int) length, PG_UTF8);
+	set_string(target, copy, strlen(copy));
+	return true;
 }
 
 /* A name that is no text gets ? for what is not ASCII. */
-static char *
-header_name(const char *name)
+static void
+set_name(JsonbValue *target, const char *name)
 {
-	char	   *text = to_text(name, strlen(name));
+	char	   *copy;
 
-	if (text !=NULL)
-		return text;
-	text = pstrdup(name);
-
-	for (char *c = text; *c != '\0'; c++)
+	if (to_text(target, name, strlen(name)))
+		return;
+	copy = pstrdup(name);
+	for (char *c = copy; *c != '\0'; c++)
 	{
 		if ((unsigned char) *c >= 0x80)
 			*c = '?';
 	}
-	return text;
+	set_string(target, copy, strlen(copy));
 }
 
+/* {"base64": ...} */
+static void
+set_base64(JsonbValue *target, const char *bytes, Size length)
+{
+	JsonbPair  *pair = palloc0(sizeof(JsonbPair));
+	int			size = pg_b64_enc_len((int) length);
+	char	   *encoded = palloc(size);
+
+	size = pg_b64_encode((const void *) bytes, (int) length, encoded, size);
+	if (size < 0)
+		elog(ERROR, "could not encode a header");
+	set_string(&pair->key, "base64", strlen("base64"));
+	set_string(&pair->value, encoded, size);
+	target->type = jbvObject;
+	target->val.object.nPairs = 1;
+	target->val.object.pairs = pair;
+}
+
+static void
+set_header_value(JsonbValue *target, const Header *header)
+{
+	if (header->value == NULL)
+		target->type = jbvNull;
+	else if (!to_text(target, header->value, header->length))
+		set_base64(target, header->value, header->length);
+}
+
+/* As jsonb has its keys: by length first. */
+static int
+compare_names(const Header *a, const Header *b)
+{
+	int			length = a->name.val.string.len;
+
+	if (length != b->name.val.string.len)
+		return length < b->name.val.string.len ? -1 : 1;
+	return memcmp(a->name.val.string.val, b->name.val.string.val, length);
+}
+
+static int
+compare_headers(const void *a, const void *b)
+{
+	int			result = compare_names(a, b);
+
+	return result != 0 ? result :
+		((const Header *) a)->number - ((const Header *) b)->number;
+}
+
+/* Changes the order of headers. */
 static Jsonb *
 headers_to_jsonb(Header *headers, int count)
 {
-	JsonbParseState *state = NULL;
-	JsonbValue *result;
-	bool	   *done = palloc0(sizeof(bool) * count);
+	JsonbValue	object;
 
-	(void) pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
-	for (int i = 0; i < count; i++)
+	object.type = jbvObject;
+	object.val.object.nPairs = 0;
+	object.val.object.pairs = palloc(sizeof(JsonbPair) * count);
+	qsort(headers, count, sizeof(Header), compare_headers);
+	for (int i = 0, next; i < count; i = next)
 	{
-		bool		repeated = false;
+		JsonbPair  *pair = &object.val.object.pairs[object.val.object.nPairs++];
 
-		if (done[i])
-			continue;
-		for (int j = i + 1; j < count && !repeated; j++)
-			repeated = strcmp(headers[i].name, headers[j].name) == 0;
-
-		push_string(&state, WJB_KEY, headers[i].name);
-		if (!repeated)
+		for (next = i + 1; next < count; next++)
 		{
-			push_header_value(&state, WJB_VALUE, &headers[i]);
+			if (compare_names(&headers[i], &headers[next]) != 0)
+				break;
+		}
+		pair->key = headers[i].name;
+		if (next == i + 1)
+		{
+			set_header_value(&pair->value, &headers[i]);
 			continue;
 		}
-		(void) pushJsonbValue(&state, WJB_BEGIN_ARRAY, NULL);
-		for (int j = i; j < count; j++)
-		{
-			if (done[j] || strcmp(headers[i].name, headers[j].name) != 0)
-				continue;
-			push_header_value(&state, WJB_ELEM, &headers[j]);
-			done[j] = true;
-		}
-		(void) pushJsonbValue(&state, WJB_END_ARRAY, NULL);
+		pair->value.type = jbvArray;
+		pair->value.val.array.rawScalar = false;
+		pair->value.val.array.nElems = next - i;
+		pair->value.val.array.elems = palloc(sizeof(JsonbValue) * (next - i));
+		for (int j = i; j < next; j++)
+			set_header_value(&pair->value.val.array.elems[j - i], &headers[j]);
 	}
-	result = pushJsonbValue(&state, WJB_END_OBJECT, NULL);
-	return JsonbValueToJsonb(result);
+	return JsonbValueToJsonb(&object);
 }
 
 /* Text of a UUID in its usual form: 36 characters. */
@@ -218,47 +243,71 @@ void
 inbox_message_build(const InboxPartition *partition, const KafkaItem *item,
 					bool plain, InboxMessage *message)
 {
-	Datum		values[MESSAGE_COLUMNS];
-	bool		nulls[MESSAGE_COLUMNS] = {false};
+	ExpandedRecordHeader *record =
+	make_expanded_record_from_exprecord(pattern, CurrentMemoryContext);
+	MemoryContext old = MemoryContextSwitchTo(record->hdr.eoh_context);
 	Header		headers[MAX_HEADERS];
 	int			count = 0;
+	Datum	   *values;
+	bool	   *nulls;
 	const void *value;
 	const char *name;
 	size_t		length;
+	JsonbValue	id;
 
 	message->has_event_id = false;
 	message->correlation_id = NULL;
 	while (!plain && count < MAX_HEADERS &&
 		   kafka_item_header(item, count, &name, &value, &length))
 	{
-		headers[count].name = header_name(name);
+		set_name(&headers[count].name, name);
+		headers[count].number = count;
 		headers[count].value = value;
 		headers[count].length = length;
 		if (!message->has_event_id &&
 			(strcmp(name, "ce_id") == 0 || strcmp(name, "id") == 0))
 			message->has_event_id = parse_uuid(value, length, &message->event_id);
 		else if (message->correlation_id == NULL && value != NULL &&
-				 strcmp(name, "correlation-id") == 0)
-			message->correlation_id = to_text(value, length);
+				 strcmp(name, "correlation-id") == 0 && to_text(&id, value, length))
+			message->correlation_id = pnstrdup(id.val.string.val, id.val.string.len);
 		count++;
 	}
 
+	/* each value that is no number has a piece of the record's memory */
+	deconstruct_expanded_record(record);
+	record->flags |= ER_FLAG_DVALUES_ALLOCED;
+	values = record->dvalues;
+	nulls = record->dnulls;
+	memset(nulls, false, sizeof(bool) * MESSAGE_COLUMNS);
 	values[0] = CStringGetTextDatum(partition->topic);
 	values[1] = Int32GetDatum(partition->number);
 	values[2] = Int64GetDatum(item->offset);
 	nulls[3] = (item->key == NULL);
-	values[3] = nulls[3] ? (Datum) 0 : bytes_datum(item->key, item->key_length);
+	if (!nulls[3])
+		values[3] = bytes_datum(item->key, item->key_length);
 	nulls[4] = (item->value == NULL);
-	values[4] = nulls[4] ? (Datum) 0 : bytes_datum(item->value, item->value_length);
+	if (!nulls[4])
+		values[4] = bytes_datum(item->value, item->value_length);
 	nulls[5] = (count == 0);
-	values[5] = nulls[5] ? (Datum) 0 : JsonbPGetDatum(headers_to_jsonb(headers, count));
+	if (!nulls[5])
+		values[5] = JsonbPGetDatum(headers_to_jsonb(headers, count));
 	nulls[6] = !unix_ms_is_timestamp(item->timestamp_ms);
-	values[6] = nulls[6] ? (Datum) 0 :
-		TimestampTzGetDatum(timestamp_from_unix_ms(item->timestamp_ms));
+	if (!nulls[6])
+		values[6] = TimestampTzGetDatum(timestamp_from_unix_ms(item->timestamp_ms));
 	nulls[7] = !message->has_event_id;
-	values[7] = UUIDPGetDatum(&message->event_id);
+	if (!nulls[7])
+		values[7] = UUIDPGetDatum(memcpy(palloc(sizeof(pg_uuid_t)), &message->event_id,
+										 sizeof(pg_uuid_t)));
 	nulls[8] = (message->correlation_id == NULL);
-	values[8] = nulls[8] ? (Datum) 0 : CStringGetTextDatum(message->correlation_id);
+	if (!nulls[8])
+		values[8] = CStringGetTextDatum(message->correlation_id);
 
-	message->datum = HeapTupleGetDatum(heap_form_tuple(row_type, values, nulls));
+	/*
+	 * memory of thousands of messages is slower than that of one again and
+	 * again
+	 */
+	if (count > 0)
+		kafka_item_forget_headers(item);
+	MemoryContextSwitchTo(old);
+	message->datum = ExpandedRecordGetDatum(record);
 }

@@ -164,7 +164,7 @@ keep_item(InboxPartition *partition, const KafkaItem *item, MemoryContext contex
 static void
 found_recreated(Inbox *inbox, InboxPartition *partition, const char *how)
 {
-	char text[	KAFKA_ERROR_LENGTH];
+	char		line[KAFKA_ERROR_LENGTH];
 
 	snprintf(text, sizeof(text),
 			 "%s; it was read up to offset " INT64_FORMAT ", inbox.seek() decides where to read on",
@@ -197,6 +197,8 @@ accept_message(Inbox *inbox, InboxPartition *partition, const KafkaItem *item)
 static void
 note_error(Inbox *inbox, InboxPartition *partition, const KafkaItem *item)
 {
+	char		line[KAFKA_ERROR_LENGTH];
+
 	switch (item->problem)
 	{
 		case KAFKA_PARTITION_LATER:
@@ -208,7 +210,8 @@ note_error(Inbox *inbox, InboxPartition *partition, const KafkaItem *item)
 		case KAFKA_PARTITION_MISSING:
 		case KAFKA_PARTITION_DENIED:
 			inbox_stop_reading(partition);
-			inbox_set_state(inbox, partition, INBOX_MISSING, item->text);
+			kafka_item_text(item, line, sizeof(line));
+			inbox_set_state(inbox, partition, INBOX_MISSING, line);
 			partition->found = false;
 			inbox->discover_at = due_sooner(inbox->discover_at,
 											TimestampTzPlusMilliseconds(GetCurrentTimestamp(), INBOX_MISSING_MS));
@@ -228,6 +231,8 @@ inbox_take(Inbox *inbox, InboxPartition *partition, int max)
 
 		for (int i = 0; i < count; i++)
 		{
+			bool		kept = false;
+
 			/* it was stopped because of an item before */
 			if (partition->reading == NULL)
 			{
@@ -237,10 +242,9 @@ inbox_take(Inbox *inbox, InboxPartition *partition, int max)
 			switch (items[i].kind)
 			{
 				case KAFKA_ITEM_MESSAGE:
-					if (accept_message(inbox, partition, &items[i]))
+					kept = accept_message(inbox, partition, &items[i]);
+					if (kept)
 						keep_item(partition, &items[i], inbox->load_context);
-					else
-						kafka_item_free(&items[i]);
 					break;
 				case KAFKA_ITEM_END:
 					partition->check_last = false;
@@ -253,6 +257,8 @@ inbox_take(Inbox *inbox, InboxPartition *partition, int max)
 					note_error(inbox, partition, &items[i]);
 					break;
 			}
+			if (!kept)
+				kafka_item_free(&items[i]);
 		}
 		if (count < room)
 			break;
@@ -278,7 +284,7 @@ explain_range(Inbox *inbox, InboxPartition *partition, TimestampTz now)
 	int64_t		low;
 	int64_t		high;
 	int64		go_on;
-	char text[	KAFKA_ERROR_LENGTH];
+	char		line[KAFKA_ERROR_LENGTH];
 
 	if (!kafka_consumer_watermarks(inbox->consumer, partition->topic, partition->number,
 								   &low, &high, INBOX_ASK_MS, &error))
@@ -321,7 +327,7 @@ start_partition(Inbox *inbox, InboxPartition *partition, TimestampTz now)
 
 	if (partition->cluster != NULL && strcmp(partition->cluster, inbox->cluster) != 0)
 	{
-		char text[	KAFKA_ERROR_LENGTH];
+		char		line[KAFKA_ERROR_LENGTH];
 
 		snprintf(text, sizeof(text),
 				 "its position is one of Kafka cluster %s, and this is %s; inbox.seek() decides where to read on",

@@ -468,12 +468,7 @@ fill_item(KafkaItem *item, rd_kafka_message_t *message)
 		item->kind = (message->err == RD_KAFKA_RESP_ERR__PARTITION_EOF) ?
 			KAFKA_ITEM_END : KAFKA_ITEM_ERROR;
 		if (item->kind == KAFKA_ITEM_ERROR)
-		{
 			item->problem = classify_problem(message->err);
-			kafka_copy_text(item->text, sizeof(item->text), rd_kafka_message_errstr(message));
-		}
-		rd_kafka_message_destroy(message);
-		item->handle = NULL;
 		return;
 	}
 	item->kind = KAFKA_ITEM_MESSAGE;
@@ -527,6 +522,12 @@ kafka_item_free(KafkaItem *item)
 	item->handle = NULL;
 }
 
+void
+kafka_item_text(const KafkaItem *item, char *text, size_t size)
+{
+	kafka_copy_text(text, size, rd_kafka_message_errstr(item->handle));
+}
+
 bool
 kafka_item_header(const KafkaItem *item, int n, const char **name,
 				  const void **value, size_t *length)
@@ -535,4 +536,13 @@ kafka_item_header(const KafkaItem *item, int n, const char **name,
 
 	return rd_kafka_message_headers(item->handle, &headers) == RD_KAFKA_RESP_ERR_NO_ERROR &&
 		rd_kafka_header_get_all(headers, (size_t) n, name, value, length) == RD_KAFKA_RESP_ERR_NO_ERROR;
+}
+
+void
+kafka_item_forget_headers(const KafkaItem *item)
+{
+	rd_kafka_headers_t *headers;
+
+	if (rd_kafka_message_detach_headers(item->handle, &headers) == RD_KAFKA_RESP_ERR_NO_ERROR)
+		rd_kafka_headers_destroy(headers);
 }

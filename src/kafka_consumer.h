@@ -45,9 +45,7 @@ typedef struct KafkaItem
 {
 	KafkaItemKind kind;
 	int64_t		offset;
-	/* of an error */
-	KafkaPartitionError problem;
-	char		text[KAFKA_ERROR_LENGTH];
+	KafkaPartitionError problem;	/* of an error; see kafka_item_text() */
 	/* of a message; memory is the handle's */
 	int64_t		timestamp_ms;	/* -1: none */
 	const void *key;			/* NULL: no key */
@@ -157,8 +155,14 @@ extern int64_t kafka_partition_end(KafkaPartition *partition);
 
 extern void kafka_item_free(KafkaItem *item);
 
+/* Of an error: one line of ASCII. */
+extern void kafka_item_text(const KafkaItem *item, char *text, size_t size);
+
 /* Header number n; false: there are fewer. Memory is the item's. */
 extern bool kafka_item_header(const KafkaItem *item, int n, const char **name,
 							  const void **value, size_t *length);
+
+/* Free what the last function has made; it makes it anew when it is asked. */
+extern void kafka_item_forget_headers(const KafkaItem *item);
 
 #endif							/* OUTBOX_KAFKA_CONSUMER_H */

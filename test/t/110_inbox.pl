@@ -23,6 +23,7 @@ $kafka->create_topic('shared', 4);
 $kafka->create_topic('raw', 1, { 'max.message.bytes' => 3_000_000,
 	'message.timestamp.after.max.ms' => 9223372036854775807 });
 $kafka->create_topic('later', 24);
+$kafka->create_topic('kept', 1);
 my $node = new_node('inbox', kafka => $kafka);
 new_database($node, 'd');
 
@@ -100,6 +101,37 @@ is($node->safe_psql('d', q{
 	FROM (SELECT ROW('t', 0, 0, NULL, '{"a":"ü"}'::text::bytea, NULL, NULL, NULL, NULL)::inbox.message AS m) AS x}),
 	'{"a":"ü"}|ü', 'payload_text() and payload_json()');
 
+# ---- what a handler may do with its argument, and with settings
+
+$kafka->produce('kept', 0, key => "k$_", value => $_ x 3000, headers => [ id => "00000000-0000-4000-8000-00000000000$_", n => $_ ])
+  for 1 .. 9;
+$node->safe_psql('d', q{
+	CREATE TABLE kept (n bigserial, m inbox.message, settings text, xid xid8 DEFAULT pg_current_xact_id());
+	CREATE FUNCTION keep(m inbox.message) RETURNS void LANGUAGE plpgsql AS $$
+	DECLARE
+		given inbox.message := m;
+	BEGIN
+		m.payload := 'changed ' || (m.headers->>'n');
+		m.key := NULL;
+		INSERT INTO kept (m, settings) VALUES (given, concat_ws(' ', current_setting('work_mem'), current_setting('search_path')));
+		INSERT INTO kept (m) VALUES (m);
+		PERFORM set_config('work_mem', '64kB', false), set_config('search_path', 'pg_catalog', false);
+	END $$;
+	SELECT inbox.subscribe('kept', '{kept}', 'keep');
+});
+wait_handled($node, 'd', 'kept', 18);
+is($node->safe_psql('d', q{SELECT count(DISTINCT xid) < 9 FROM kept}), 't', 'several messages in a transaction');
+is($node->safe_psql('d', q{
+	SELECT bool_and(convert_from((m).payload, 'UTF8') = repeat(i::text, 3000) AND (m).key = convert_to('k' || i, 'UTF8')
+		AND (m).headers->>'id' = (m).event_id::text AND (m).headers->>'n' = i::text AND (m)."offset" = i - 1)
+	FROM (SELECT m, row_number() OVER (ORDER BY n) AS i FROM kept WHERE settings IS NOT NULL) AS x}),
+	't', 'its argument can be kept as it is');
+is($node->safe_psql('d', q{
+	SELECT string_agg(convert_from((m).payload, 'UTF8') || coalesce((m).key::text, ''), ' ' ORDER BY n) FROM kept WHERE settings IS NULL}),
+	join(' ', map { "changed $_" } 1 .. 9), 'and be changed');
+is($node->safe_psql('d', q{SELECT DISTINCT settings FROM kept WHERE settings IS NOT NULL}), '4MB "$user", public',
+	'settings of a call are not those of the next one of the same transaction');
+
 # ---- order, several workers, large batches
 
 $node->safe_psql('d', q{
@@ -163,7 +195,7 @@ is($node->safe_psql('d', q{SELECT DISTINCT convert_from(payload, 'UTF8') FROM ha
 
 # ---- asleep
 
-wait_caught_up($node, 'd', $_) for qw(s raw two later);
+wait_caught_up($node, 'd', $_) for qw(s raw kept two later);
 my $lsn;
 wait_until('nothing is written any more', sub {
 	my $now = $node->safe_psql('d', 'SELECT pg_current_wal_insert_lsn()');
@@ -174,7 +206,7 @@ wait_until('nothing is written any more', sub {
 });
 is($node->safe_psql('d', q{
 	SELECT count(*), count(backend_xmin), count(backend_xid) FROM pg_stat_activity
-	WHERE backend_type = 'outbox_kafka inbox' AND state = 'idle'}), '4|0|0', 'asleep, without a snapshot');
+	WHERE backend_type = 'outbox_kafka inbox' AND state = 'idle'}), '5|0|0', 'asleep, without a snapshot');
 sleep 2;
 is($node->safe_psql('d', 'SELECT pg_current_wal_insert_lsn()'), $lsn, 'and without WAL');
 is($node->safe_psql('d', q{SELECT count(*) FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)
@@ -191,7 +223,7 @@ cmp_ok($pid, '>', 0, 'the worker is shown');
 $node->safe_psql('d', q{SELECT inbox.unsubscribe('s')}, extra_params => [ '-U', 'app' ]);
 wait_until('the worker has left', sub { !kill 0, $pid });
 is($node->safe_psql('d', q{SELECT count(*) FROM inbox."offset" AS o WHERE topic = 'orders'}), 0, 'its positions are gone');
-$node->safe_psql('d', 'DROP FUNCTION got(inbox.message); DROP FUNCTION handle(inbox.message); DROP EXTENSION outbox_kafka');
+$node->safe_psql('d', 'DROP FUNCTION got(inbox.message); DROP FUNCTION handle(inbox.message); DROP FUNCTION keep(inbox.message); DROP TABLE kept; DROP EXTENSION outbox_kafka');
 wait_until('no worker is left', sub {
 	$node->safe_psql('postgres', q{SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'outbox_kafka%' AND datname = 'd'}) eq '0' });
 

@@ -87,9 +87,12 @@ sql(q{
 		IF inbox.payload_text(m) IN ('5', '8') AND NOT EXISTS (SELECT FROM got WHERE topic = 'allow') THEN RAISE EXCEPTION 'no'; END IF;
 		INSERT INTO got (topic, partition, "offset", v) VALUES (m.topic, m.partition, m."offset", inbox.payload_text(m));
 	END $$;
-	SELECT inbox.subscribe('stop', '{stop}', 'h_stop', max_attempts => 2, retry_backoff => '20 ms', on_failure => 'stop_partition');
 });
 numbers('stop', 1, 10);
+
+# not before all is there
+wait_delivered($node, 'd');
+sql(q{SELECT inbox.subscribe('stop', '{stop}', 'h_stop', max_attempts => 2, retry_backoff => '20 ms', on_failure => 'stop_partition')});
 wait_partition($node, 'd', 'stop', 'stop', 0, q{state = 'stopped' AND lag = 6});
 is(inbox_status($node, 'd', 'stop', 'stop', 0, 'position, failing_offset, attempts, lag, last_error'), '4|4|2|6|no', 'a stopped partition');
 is(sql(q{SELECT string_agg(v, ' ' ORDER BY n) FROM got WHERE topic = 'stop'}), '1 2 3 4', 'nothing overtakes what failed');

@@ -180,6 +180,24 @@ succeeds('settings', q{
 succeeds('after settings', $look);
 is(seen(), $before, 'are as before');
 
+sql(q{
+	SET ROLE app;
+	CREATE FUNCTION app.sets() RETURNS trigger LANGUAGE plpgsql AS $$
+	BEGIN
+		PERFORM set_config('work_mem', '77MB', false), set_config('search_path', 'pg_temp', false);
+		RETURN NULL;
+	END $$;
+	CREATE TABLE app.sets (i int);
+	CREATE CONSTRAINT TRIGGER sets AFTER INSERT ON app.sets DEFERRABLE INITIALLY DEFERRED
+		FOR EACH ROW EXECUTE FUNCTION app.sets();
+});
+succeeds('settings of a deferred trigger', q{INSERT INTO app.sets VALUES (1)});
+succeeds('after them', $look);
+is(seen(), $before, 'are as before, too');
+fails('settings, then an error', q{SET search_path = pg_temp; RAISE EXCEPTION 'settings'}, qr/settings/);
+succeeds('after it', $look);
+is(seen(), $before, 'they are as before');
+
 succeeds('advisory locks', q{PERFORM pg_advisory_lock(42); PERFORM pg_advisory_lock_shared(1, 2)});
 is(sql(q{SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid <> 0}), 0, 'session locks are released');
 is(sql(q{SELECT pg_try_advisory_lock(42)}), 't', 'others can have them');
