@@ -74,19 +74,19 @@ inbox_add_partition(Inbox *inbox, const char *topic, int number)
 
 void
 inbox_set_state(Inbox *inbox, InboxPartition *partition, InboxPartitionState state,
-				const char *text)
+				const char *reason)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
-	if (partition->state != state && text !=NULL)
+	if (partition->state != state && reason != NULL)
 		ereport(LOG,
 				(errmsg("subscription \"%s\": topic \"%s\" partition %d is %s: %s",
 						inbox->subscription->name, partition->topic, partition->number,
-						inbox_state_names[state], text)));
+						inbox_state_names[state], reason)));
 	partition->state = state;
-	if (text !=NULL)
+	if (reason != NULL)
 	{
-		strlcpy(partition->error, text, sizeof(partition->error));
+		strlcpy(partition->error, reason, sizeof(partition->error));
 		partition->error_at = now;
 	}
 	partition->dirty = true;
@@ -166,11 +166,11 @@ found_recreated(Inbox *inbox, InboxPartition *partition, const char *how)
 {
 	char		line[KAFKA_ERROR_LENGTH];
 
-	snprintf(text, sizeof(text),
+	snprintf(line, sizeof(line),
 			 "%s; it was read up to offset " INT64_FORMAT ", inbox.seek() decides where to read on",
 			 how, partition->position);
 	inbox_stop_reading(partition);
-	inbox_set_state(inbox, partition, INBOX_RECREATED, text);
+	inbox_set_state(inbox, partition, INBOX_RECREATED, line);
 }
 
 /* A message came. False: it is not to be kept. */
@@ -295,27 +295,27 @@ explain_range(Inbox *inbox, InboxPartition *partition, TimestampTz now)
 	partition->range_error = false;
 	if (partition->position > high)
 	{
-		snprintf(text, sizeof(text), "it ends at offset " INT64_FORMAT, (int64) high);
-		found_recreated(inbox, partition, text);
+		snprintf(line, sizeof(line), "it ends at offset " INT64_FORMAT, (int64) high);
+		found_recreated(inbox, partition, line);
 		return false;
 	}
 	if (partition->position >= low)
 		return true;
 
 	go_on = inbox->subscription->start_latest ? high : low;
-	snprintf(text, sizeof(text),
+	snprintf(line, sizeof(line),
 			 "offset out of range: offsets " INT64_FORMAT " to " INT64_FORMAT
 			 " were removed by Kafka before they were read; reading goes on at offset " INT64_FORMAT,
 			 partition->position, (int64) low - 1, go_on);
 	ereport(WARNING,
 			(errmsg("subscription \"%s\": topic \"%s\" partition %d: %s",
-					inbox->subscription->name, partition->topic, partition->number, text)));
+					inbox->subscription->name, partition->topic, partition->number, line)));
 	partition->lost += go_on - partition->position;
 	partition->position = go_on;
 	partition->failing_offset = -1;
 	partition->attempts = 0;
 	partition->next_try_at = 0;
-	inbox_set_state(inbox, partition, INBOX_RUNNING, text);
+	inbox_set_state(inbox, partition, INBOX_RUNNING, line);
 	return true;
 }
 
@@ -329,10 +329,10 @@ start_partition(Inbox *inbox, InboxPartition *partition, TimestampTz now)
 	{
 		char		line[KAFKA_ERROR_LENGTH];
 
-		snprintf(text, sizeof(text),
+		snprintf(line, sizeof(line),
 				 "its position is one of Kafka cluster %s, and this is %s; inbox.seek() decides where to read on",
 				 partition->cluster, inbox->cluster);
-		inbox_set_state(inbox, partition, INBOX_OTHER_CLUSTER, text);
+		inbox_set_state(inbox, partition, INBOX_OTHER_CLUSTER, line);
 		return;
 	}
 	partition->check_last = false;
