@@ -80,13 +80,13 @@ void
 inbox_add_problem(Inbox *inbox, const char *format,...)
 {
 	va_list		args;
-	char text[	KAFKA_ERROR_LENGTH * 2];
+	char		line[KAFKA_ERROR_LENGTH * 2];
 
 	va_start(args, format);
-	vsnprintf(text, sizeof(text), format, args);
+	vsnprintf(line, sizeof(line), format, args);
 	va_end(args);
 	if (inbox->problem.len < 4000)
-		appendStringInfo(&inbox->problem, "%s%s", inbox->problem.len > 0 ? "; " : "", text);
+		appendStringInfo(&inbox->problem, "%s%s", inbox->problem.len > 0 ? "; " : "", line);
 }
 
 /* All topics that are there of those subscribed. False: no answer. */
