@@ -2,7 +2,10 @@
 # P4 with exactly_once: one of three brokers is away for OUTBOX_AWAY_SECONDS, and
 # with it the only replica of some partitions. These wait. The others go on after
 # one aborted transaction, also when the relay ends meanwhile; when the broker is
-# back, all is there once and in order.
+# back, all is there, in order, and once where there was a leader all the time.
+# What a partition without a leader gets is up to Kafka (see "What is not
+# promised" in the README): it may have forgotten to end the aborted transaction
+# there, which the next one that ends there then commits.
 
 use strict;
 use warnings;
@@ -88,8 +91,20 @@ sub check
 	my %seen;
 	push @{ $seen{ $_->{key} } }, $_->{payload}
 	  for map { $kafka->consume($_, properties => { 'isolation.level' => 'read_committed' }) } qw(wide safe);
-	my @wrong = grep { "@{ $seen{$_} // [] }" ne join ' ', 1 .. $count{$_} } sort keys %count;
-	is("@wrong", '', "$name: each once, in order");
+	my %may_repeat = map { $_ => 1 } @dead_keys;
+	my @wrong;
+	my $repeated = 0;
+	for my $key (sort keys %count)
+	{
+		my %before;
+		my @first = grep { !$before{$_}++ } @{ $seen{$key} // [] };
+		my $repeats = @{ $seen{$key} // [] } - @first;
+		$repeated += $repeats;
+		push @wrong, $key
+		  if "@first" ne join(' ', 1 .. $count{$key}) || ($repeats > 0 && !$may_repeat{$key});
+	}
+	is("@wrong", '', "$name: all in order, and each once where there was a leader");
+	diag("$repeated repeated where there was none") if $repeated > 0;
 	return;
 }
 
@@ -143,6 +158,10 @@ while (time < $killed + $away)
 $kafka->start_node($victim);
 wait_until('nothing is held', sub { sql('SELECT count(*) FROM outbox.held_lanes') == 0 }, 120,
 	sub { sql('TABLE outbox.held_lanes') });
+wait_delivered($node, 'a', 120);
+
+# readers of a partition whose transaction was not ended wait for this one
+publish_round(@dead_keys, @live_keys, 's1', 's2', 's3');
 wait_delivered($node, 'a', 120);
 check('the broker is back');
 unlike(PostgreSQL::Test::Utils::slurp_file($node->logfile), qr/messages may be sent a second time/,
