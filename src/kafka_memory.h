@@ -2,11 +2,11 @@
  * kafka_memory.h
  *	  See kafka_memory.c.
  */
-#ifndef KAFKA_MEMORY_H
-#define KAFKA_MEMORY_H
+#ifndef OUTBOX_KAFKA_MEMORY_H
+#define OUTBOX_KAFKA_MEMORY_H
 
 /* From now on freed memory is kept, until it is released. */
 extern void kafka_memory_keep(void);
 extern void kafka_memory_release(void);
 
-#endif							/* KAFKA_MEMORY_H */
+#endif							/* OUTBOX_KAFKA_MEMORY_H */
