@@ -174,7 +174,7 @@ for my $i (1 .. 2 * $kills)
 	kill 'KILL', $pid;
 }
 stop_load($load);
-wait_until('the server is back', sub { try_sql($node, 'd', 'SELECT 1') });
+insist_sql($node, 'd', 'SELECT 1');
 wait_quiet();
 is_deeply(compare(), $nothing, 'killed at random: exactly once');
 

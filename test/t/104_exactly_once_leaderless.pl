@@ -144,8 +144,7 @@ my $pid = relay_pid($node, 'a');
 kill 'TERM', $pid;
 wait_until('another relay', sub { my $new = relay_pid($node, 'a'); $new && $new != $pid });
 cmp_ok(time_of_others(), '<', $patience, 'with another relay, too');
-kill 'KILL', relay_pid($node, 'a');
-wait_until('the server is back', sub { try_sql($node, 'a', 'SELECT 1') });
+kill_worker($node, 'KILL', relay_pid($node, 'a'));
 cmp_ok(time_of_others(), '<', $patience, 'and when that was killed');
 while (time < $killed + $away)
 {
