@@ -306,9 +306,10 @@ backlog, which is also what suits a plain producer of many records.
 sub producer_properties
 {
 	my ($self, $bulk) = @_;
-	my ($messages, $kilobytes) = split /\|/, $self->sql('postgres', q{
+	my ($messages, $kilobytes, $batch) = split /\|/, $self->sql('postgres', q{
 		SELECT 2 * (SELECT setting::bigint FROM pg_settings WHERE name = 'outbox_kafka.max_in_flight') + 10000,
-			   2 * (SELECT setting::bigint FROM pg_settings WHERE name = 'outbox_kafka.max_in_flight_size') + 1048576});
+			   2 * (SELECT setting::bigint FROM pg_settings WHERE name = 'outbox_kafka.max_in_flight_size') + 1048576,
+			   least(greatest((SELECT setting::bigint FROM pg_settings WHERE name = 'outbox_kafka.max_in_flight') / 10, 1), 10000)});
 	my @properties = (
 		'acks=all',
 		'enable.idempotence=true',
@@ -318,6 +319,7 @@ sub producer_properties
 		"queue.buffering.max.messages=$messages",
 		"queue.buffering.max.kbytes=$kilobytes",
 		'linger.ms=' . ($bulk ? 20 : 0),
+		"batch.num.messages=$batch",
 		'socket.nagle.disable=true',
 		'socket.keepalive.enable=true',
 		'reconnect.backoff.ms=50',
