@@ -29,7 +29,8 @@ typedef enum KafkaErrorClass
 	KAFKA_ERROR_RECORD,			/* the record, or another one of its batch */
 	KAFKA_ERROR_TOPIC,			/* the topic: unknown, forbidden, no such
 								 * partition */
-	KAFKA_ERROR_PURGED,			/* not sent, or perhaps sent: send again */
+	KAFKA_ERROR_PURGED,			/* not sent, or perhaps sent: send again, with
+								 * another producer */
 	KAFKA_ERROR_CLIENT			/* this producer is of no use any more */
 } KafkaErrorClass;
 

@@ -38,6 +38,7 @@ classify_code(rd_kafka_resp_err_t code)
 		case RD_KAFKA_RESP_ERR__PURGE_INFLIGHT:
 		case RD_KAFKA_RESP_ERR__DESTROY:
 		case RD_KAFKA_RESP_ERR__MSG_TIMED_OUT:
+		case RD_KAFKA_RESP_ERR__NO_OFFSET:	/* acknowledged without one */
 			return KAFKA_ERROR_PURGED;
 
 		case RD_KAFKA_RESP_ERR__FATAL:
@@ -173,6 +174,8 @@ kafka_fill_error(KafkaError *error, KafkaErrorClass class, rd_kafka_resp_err_t c
 const char *
 kafka_error_text(int code)
 {
+	if (code == RD_KAFKA_RESP_ERR__NO_OFFSET)
+		return "the broker has not said that it has written it";
 	return rd_kafka_err2str((rd_kafka_resp_err_t) code);
 }
 

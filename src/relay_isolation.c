@@ -43,6 +43,7 @@ struct RelayIsolation
 
 	bool		failed;
 	TimestampTz reset_by;		/* if so, it is dropped then at the latest */
+	int			given_up;		/* what it will not send again: why, or 0 */
 
 	/* the first refusal since it was made */
 	KafkaErrorClass class;		/* or KAFKA_ERROR_NONE */
@@ -102,6 +103,7 @@ isolation_close(Relay *relay)
 	relay_producer_end(isolation->producer);
 	isolation->producer = NULL;
 	isolation->failed = false;
+	isolation->given_up = 0;
 	isolation->class = KAFKA_ERROR_NONE;
 	memset(&isolation->refusal, 0, sizeof(isolation->refusal));
 	relay->parked_unresolved = NULL;
@@ -143,8 +145,15 @@ delivered(void *arg, const KafkaDelivery *delivery)
 		parked_delivered(relay->parked, delivery->tag, delivery);
 	else
 		(void) relay_held_report(relay, delivery, &refusal);
-	if (delivery->class == KAFKA_ERROR_NONE || delivery->class == KAFKA_ERROR_PURGED)
+	if (delivery->class == KAFKA_ERROR_NONE)
 		return;
+	if (delivery->class == KAFKA_ERROR_PURGED)
+	{
+		/* not because we gave it up: this producer will not send it again */
+		if (!isolation->failed)
+			isolation->given_up = delivery->code;
+		return;
+	}
 
 	/* the first refusal says most; the others follow from it */
 	if (isolation->class == KAFKA_ERROR_NONE)
@@ -200,6 +209,8 @@ isolation_serve(Relay *relay, TimestampTz now)
 		return;
 	while (kafka_producer_serve(isolation->producer, &handlers, relay, 1000) >= 1000)
 		;
+	if (isolation->given_up != 0)
+		(void) isolation_lose(relay, kafka_error_text(isolation->given_up), now);
 	if (!isolation->failed &&
 		(isolation->class != KAFKA_ERROR_NONE ||
 		 kafka_producer_is_dead(isolation->producer, NULL)))

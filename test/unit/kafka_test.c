@@ -1146,6 +1146,32 @@ test_transient_error(rd_kafka_resp_err_t code)
 	rd_kafka_mock_clear_request_errors(mock, API_KEY_PRODUCE);
 }
 
+/*
+ * Two batches are under way, the first one is refused and the second one taken:
+ * librdkafka reports both as written. The mock brokers do not check sequence
+ * numbers, so the first one is not.
+ */
+static void
+test_inferred_success(void)
+{
+	KafkaProducer *producer = make_producer(mock_servers, "batch.num.messages=1", "", NULL);
+	Seen		seen = {0};
+
+	send_text(producer, "single", 0, "k", "v", 0);
+	serve_until(producer, &seen, nothing_outstanding, 0);
+	rd_kafka_mock_broker_set_rtt(mock, 1, 100);
+	rd_kafka_mock_push_request_errors(mock, API_KEY_PRODUCE, 1,
+									  RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS);
+	send_text(producer, "single", 0, "k", "first", 1);
+	send_text(producer, "single", 0, "k", "second", 2);
+	ok(serve_until(producer, &seen, nothing_outstanding, 0) && seen.delivered == 2 &&
+	   seen.tags[2] && !seen.tags[1] && seen.failed == 1 && seen.last_failure == KAFKA_ERROR_NONE,
+	   "a message that a later one's success speaks for is to be sent again");
+	kafka_producer_destroy(producer);
+	rd_kafka_mock_broker_set_rtt(mock, 1, 0);
+	rd_kafka_mock_clear_request_errors(mock, API_KEY_PRODUCE);
+}
+
 static void
 test_permanent_error(rd_kafka_resp_err_t code, KafkaErrorClass class)
 {
@@ -1214,6 +1240,7 @@ main(void)
 	test_transient_error(RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS);
 	test_transient_error(RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT);
 	test_transient_error(RD_KAFKA_RESP_ERR__TRANSPORT);
+	test_inferred_success();
 	test_permanent_error(RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE, KAFKA_ERROR_RECORD);
 	test_permanent_error(RD_KAFKA_RESP_ERR_INVALID_RECORD, KAFKA_ERROR_RECORD);
 	test_permanent_error(RD_KAFKA_RESP_ERR_INVALID_TIMESTAMP, KAFKA_ERROR_RECORD);
