@@ -58,7 +58,8 @@ static void
 note_refusal(Relay *relay, RelayTopic *topic, int partition, int64 id,
 			 const KafkaDelivery *delivery)
 {
-	if (relay->refusal != KAFKA_ERROR_NONE && relay->refusal != KAFKA_ERROR_PURGED)
+	if (relay->refusal != KAFKA_ERROR_NONE &&
+		(relay->refusal != KAFKA_ERROR_PURGED || delivery->class == KAFKA_ERROR_PURGED))
 		return;
 	relay->refusal = delivery->class;
 	relay->refusal_code = delivery->code;
