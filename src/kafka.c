@@ -42,6 +42,7 @@
 #include "kafka_limit.h"
 #include "kafka_memory.h"
 #include "kafka_producer.h"
+#include "kafka_report.h"
 #include "kafka_resolve.h"
 #include "kafka_wake.h"
 
@@ -421,25 +422,6 @@ kafka_producer_fd(const KafkaProducer *producer)
 	return producer->wake.fd;
 }
 
-/*
- * What a report means. Where a batch was refused and a later one of its
- * partition then accepted, librdkafka takes the earlier one for written, too:
- * a broker that checks sequence numbers would not have accepted the later one
- * otherwise. Such a success has no offset, and is not taken for one here: not
- * every broker may check, and sending again is what at least once is for.
- */
-static void
-judge_report(const rd_kafka_message_t *message, KafkaDelivery *delivery)
-{
-	rd_kafka_resp_err_t code = message->err;
-
-	if (code == RD_KAFKA_RESP_ERR_NO_ERROR && message->offset < 0)
-		code = RD_KAFKA_RESP_ERR__NO_OFFSET;
-	delivery->code = code;
-	delivery->class = (code == RD_KAFKA_RESP_ERR_NO_ERROR) ?
-		KAFKA_ERROR_NONE : kafka_classify(code, FROM_REPORT);
-}
-
 static void
 serve_reports(KafkaProducer *producer, rd_kafka_event_t *event,
 			  const KafkaEventHandlers *handlers, void *arg)
@@ -454,10 +436,7 @@ serve_reports(KafkaProducer *producer, rd_kafka_event_t *event,
 		{
 			KafkaDelivery delivery;
 
-			delivery.tag = (uint64_t) (uintptr_t) messages[i]->_private;
-			delivery.partition = messages[i]->partition;
-			delivery.offset = messages[i]->offset;
-			judge_report(messages[i], &delivery);
+			kafka_report_read(messages[i], &delivery);
 			handlers->delivered(arg, &delivery);
 		}
 	}
