@@ -176,7 +176,9 @@ sql(q{
 	SELECT inbox.resume('drop')});
 wait_handled($node, 'd', q{got WHERE topic = 'drop'}, 3);
 is(sql(q{SELECT count(*) FROM inbox.dead_letters WHERE name = 'drop'}), 0, 'a handler that drops itself');
-is(sql(q{SELECT count(*) FROM inbox.subscription_status WHERE name = 'drop' AND topic IS NULL}), 0, 'and the problem is over');
+wait_until('the problem is over',
+	sub { sql(q{SELECT count(*) FROM inbox.subscription_status WHERE name = 'drop' AND topic IS NULL}) eq '0' },
+	undef, sub { inbox_describe($node, 'd') });
 
 # ---- writes a lot, publishes, keeps locks, commits
 

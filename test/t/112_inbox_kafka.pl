@@ -60,7 +60,9 @@ $kafka->create_topic('later', 1);
 numbers('later', 1, 3);
 wait_handled($node, 'd', q{got WHERE topic = 'later'}, 3);
 is(got('later'), '1 2 3', 'a topic that is made later is read from its beginning');
-is(sql(q{SELECT count(*) FROM inbox.subscription_status WHERE name = 'later' AND topic IS NULL}), 0, 'and the problem is over');
+wait_until('the problem is over',
+	sub { sql(q{SELECT count(*) FROM inbox.subscription_status WHERE name = 'later' AND topic IS NULL}) eq '0' },
+	undef, sub { inbox_describe($node, 'd') });
 $kafka->grow_topic('later', 2);
 $kafka->produce('later', 1, value => '4');
 wait_handled($node, 'd', q{got WHERE topic = 'later'}, 4);

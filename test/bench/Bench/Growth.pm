@@ -8,9 +8,9 @@ Bench::Growth - what it costs as it grows
 =head1 DESCRIPTION
 
 Drains as in Bench::Drain, of backlogs of more and more rows (part "backlog", in
-transactions of 100) and of larger and larger messages (part "payload"); drains
-of the relay alone into more and more topics of one partition each (part
-"topics"); and what relays cost that have nothing to do, in more and more
+transactions of 100) and of larger and larger messages (part "payload", in
+transactions of 20); drains of the relay alone into more and more topics of one
+partition each (part "topics", in transactions of 100); and what relays cost that have nothing to do, in more and more
 databases (part "idle").
 
 =cut
@@ -57,7 +57,7 @@ sub run_payload
 	{
 		my $rows = max(10, min($options->{rows}, int($options->{payload_megabytes} * 1e6 / $size)));
 		Bench::Drain::compare($env, chosen($options, qw(relay relay_eos bare polling debezium_tuned)),
-			rows => $rows, runs => $options->{growth_runs}, per_transaction => 1, size => $size,
+			rows => $rows, runs => $options->{growth_runs}, per_transaction => 20, size => $size,
 			part => 'payload', parameter => group($size) . ' bytes');
 	}
 	return;
@@ -80,7 +80,7 @@ sub run_topics
 			{
 				my $contender = Bench::Contender::make($env, $name);
 				$contender->create;
-				$contender->load(topic => 'topics', rows => $rows, topics => $count);
+				$contender->load(topic => 'topics', rows => $rows, topics => $count, per_transaction => 100);
 				my $watch = $env->start_watch({ sender => [ $contender->pid ] });
 				my $sampler = $env->start_sampler($contender->pid);
 				my $started = time;
