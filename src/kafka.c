@@ -575,47 +575,16 @@ kafka_topic(KafkaProducer *producer, const char *name)
 	return topic;
 }
 
-int
-kafka_topic_partitions(KafkaTopic *topic, int timeout_ms, KafkaError *error)
+rd_kafka_topic_t *
+kafka_topic_handle(const KafkaTopic *topic)
 {
-	const struct rd_kafka_metadata *metadata;
-	rd_kafka_resp_err_t code;
-	int			partitions = 0;
+	return topic->rkt;
+}
 
-	if (topic == NULL)
-	{
-		kafka_fill_error(error, KAFKA_ERROR_TOPIC, RD_KAFKA_RESP_ERR__INVALID_ARG,
-						 "librdkafka has no handle for this topic");
-		return 0;
-	}
-
-	code = rd_kafka_metadata(topic->producer->rk, 0, topic->rkt, &metadata, timeout_ms);
-	if (code != RD_KAFKA_RESP_ERR_NO_ERROR)
-	{
-		/* nobody answered: whatever the code, it says nothing of the topic */
-		kafka_fill_error(error, KAFKA_ERROR_RETRY, code, NULL);
-		return 0;
-	}
-
-	if (metadata->topic_cnt == 1)
-	{
-		code = metadata->topics[0].err;
-		partitions = metadata->topics[0].partition_cnt;
-	}
-	if (code != RD_KAFKA_RESP_ERR_NO_ERROR)
-	{
-		kafka_fill_error(error, kafka_classify(code, FROM_METADATA), code, NULL);
-		partitions = 0;
-	}
-	else if (partitions <= 0)
-	{
-		kafka_fill_error(error, KAFKA_ERROR_RETRY, RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE, NULL);
-		partitions = 0;
-	}
-	else
-		kafka_fill_error(error, KAFKA_ERROR_NONE, RD_KAFKA_RESP_ERR_NO_ERROR, "");
-	rd_kafka_metadata_destroy(metadata);
-	return partitions;
+KafkaProducer *
+kafka_topic_producer(const KafkaTopic *topic)
+{
+	return topic->producer;
 }
 
 void

@@ -189,6 +189,15 @@ extern int	kafka_topic_partitions(KafkaTopic *topic, int timeout_ms,
 								   KafkaError *error);
 
 /*
+ * The same for all topics that kafka_topic() has made for a producer, in one
+ * request: answered() is called for each that has partitions; an error that it
+ * raises leaks the answer. False: nobody answered in time.
+ */
+typedef void (*KafkaPartitionsHandler) (void *arg, const char *topic, int partitions);
+extern bool kafka_producer_partitions(KafkaProducer *producer, int timeout_ms,
+									  KafkaPartitionsHandler answered, void *arg);
+
+/*
  * Ask how large a batch of each of these topics may be, at most
  * KAFKA_LIMITS_AT_ONCE of them. Never waits: the handler "limit" gets the
  * answer, some seconds later at most, unless the producer is ended before.

@@ -16,6 +16,9 @@ typedef struct KafkaTransactions KafkaTransactions;
 extern rd_kafka_t *kafka_producer_handle(const KafkaProducer *producer);
 extern KafkaTransactions *kafka_producer_transactions(const KafkaProducer *producer);
 
+extern rd_kafka_topic_t *kafka_topic_handle(const KafkaTopic *topic);
+extern KafkaProducer *kafka_topic_producer(const KafkaTopic *topic);
+
 /* Make the descriptor readable. From any thread. */
 extern void kafka_producer_wake(const KafkaProducer *producer);
 

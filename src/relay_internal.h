@@ -127,6 +127,7 @@ typedef struct Relay
 	/* a topic that has to be resolved before reading goes on */
 	RelayTopic *unresolved;
 	TimestampTz unresolved_since;
+	bool		expects_topics; /* others that will have to be */
 	bool		was_connected;
 
 	/*
@@ -259,6 +260,17 @@ extern void relay_pace_measure(Relay *relay, TimestampTz now);
 /* Milliseconds to let pass between two looks; 0: look at every commit. */
 extern int	relay_pace(const Relay *relay);
 
+/* relay_resolve.c */
+
+/* Make the topic known that stopped the reading. False: not yet. */
+extern bool relay_resolve(Relay *relay);
+
+/*
+ * After that, and in its transaction: see which other topics the next rows of
+ * the scan are for, at most so many. Nothing counts as read.
+ */
+extern void relay_look_ahead(Relay *relay, CursorScan *scan, int rows);
+
 /* relay_read.c */
 extern ReadResult relay_read(Relay *relay);
 extern bool relay_has_room(const Relay *relay);
@@ -283,6 +295,14 @@ extern void relay_producer_open(Relay *relay);
  * other kind of producer takes over.
  */
 extern bool relay_producer_is_changing(const Relay *relay);
+
+/*
+ * Whether a batch of which nothing was sent, read up to position, is a backlog
+ * that another kind of producer should send; then that one is on its way, and
+ * reading has to wait for it.
+ */
+extern bool relay_producer_expects_bulk(Relay *relay, const CursorBound *batch,
+										int64 position);
 
 /* Take what the producer has to say: acknowledgements, errors, log lines. */
 extern void relay_producer_serve(Relay *relay);

@@ -77,6 +77,7 @@ struct RelayLimits
 	bool		news;			/* answers came, to be put to use */
 	TimestampTz store_at;		/* something is to be stored then; or 0 */
 	int			batch_size;		/* see limits_batch_size() */
+	bool		more_used;		/* than it was chosen for */
 	bool		awaited;		/* reading waits for an answer */
 	bool		silent;			/* nothing was answered in time: waiting is in
 								 * vain */
@@ -188,26 +189,56 @@ limits_batches_fit(const Relay *relay)
 		(limits->batch_size > 0 && limits->batch_size <= limits->producer_bound);
 }
 
+/* A topic was resolved: its limit matters. */
+static void
+use(Relay *relay, RelayTopic *topic, const KafkaProducer *producer, TimestampTz now)
+{
+	RelayLimits *limits = relay->limits;
+	KnownLimit *limit = enter(limits, topic->name);
+	bool		compresses;
+
+	if (limit->used_at == 0 ||
+		TimestampDifferenceExceeds(limit->used_at, now, IN_USE_MS))
+		limits->more_used = true;
+	limit->used_at = now;
+	topic->max_message_bytes = limit->bytes;
+	kafka_producer_batching(producer, &topic->batch_size, &compresses);
+}
+
+/* After the last use() in a row. */
+static void
+consider_used(RelayLimits *limits, TimestampTz now)
+{
+	if (limits->more_used)
+		choose_batch_size(limits, now);
+	limits->more_used = false;
+}
+
 bool
 limits_resolve(Relay *relay, RelayTopic *topic, KafkaProducer *producer,
 			   TimestampTz now, KafkaError *error)
 {
-	RelayLimits *limits = relay->limits;
-	KnownLimit *limit;
-	bool		compresses;
-	bool		was_unused;
-
 	if (!relay_topic_resolve(topic, producer, RELAY_TOPIC_ANSWER_MS, now, error))
 		return false;
-	limit = enter(limits, topic->name);
-	was_unused = limit->used_at == 0 ||
-		TimestampDifferenceExceeds(limit->used_at, now, IN_USE_MS);
-	limit->used_at = now;
-	if (was_unused)
-		choose_batch_size(limits, now);
-	topic->max_message_bytes = limit->bytes;
-	kafka_producer_batching(producer, &topic->batch_size, &compresses);
+	use(relay, topic, producer, now);
+	consider_used(relay->limits, now);
 	return true;
+}
+
+static void
+use_expected(void *arg, RelayTopic *topic)
+{
+	Relay	   *relay = (Relay *) arg;
+
+	use(relay, topic, relay->producer, topic->partitions_at);
+}
+
+void
+limits_resolve_expected(Relay *relay, TimestampTz now)
+{
+	relay_topics_resolve_expected(relay->topics, relay->producer, RELAY_TOPIC_ANSWER_MS,
+								  now, use_expected, relay);
+	consider_used(relay->limits, now);
 }
 
 bool

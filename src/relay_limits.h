@@ -21,6 +21,9 @@ extern void limits_load(Relay *relay, const OutboxCatalog *catalog);
 extern bool limits_resolve(Relay *relay, RelayTopic *topic, KafkaProducer *producer,
 						   TimestampTz now, KafkaError *error);
 
+/* The same for all topics of the main producer that are expected. */
+extern void limits_resolve_expected(Relay *relay, TimestampTz now);
+
 /*
  * Whether to wait a little for the broker to tell the limit of a topic that is
  * just being resolved; asks for it. If so, relay->retry_at says how long.

@@ -44,6 +44,9 @@
 /* Chunks of 2,000 messages read without finding the end. */
 #define BULK_CHUNKS 10
 
+/* Numbers in a batch that say so before anything was sent: some may be unused. */
+#define BULK_IDS 100000
+
 /* librdkafka repeats itself while it reconnects. */
 #define LOG_INTERVAL_MS 10000
 
@@ -372,6 +375,19 @@ relay_producer_is_changing(const Relay *relay)
 {
 	return relay->producer != NULL &&
 		(relay->bulk != relay->bulk_wanted || !limits_batches_fit(relay));
+}
+
+bool
+relay_producer_expects_bulk(Relay *relay, const CursorBound *batch, int64 position)
+{
+	int64		read_id = Max(position, window_read_bound(relay->window)->max_id);
+
+	if (relay->bulk || window_oldest(relay->window) != NULL ||
+		relay_held_in_flight(relay) > 0 || relay_transaction_has_begun(relay) ||
+		batch->max_id - read_id < BULK_IDS)
+		return false;
+	relay->bulk_wanted = true;
+	return true;
 }
 
 /* Decide which kind is wanted, and drop the other one when it is idle. */

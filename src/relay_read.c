@@ -36,14 +36,6 @@
 /* Rows of a chunk: events of the producer are served in between. */
 #define CHUNK_ROWS 2000
 
-/* Until a topic is asked for again; how long the broker may take to make one. */
-#define TOPIC_RETRY_MS 100
-#define TOPIC_RETRY_AWAY_MS 1000
-#define TOPIC_PROPAGATION_MS 5000
-
-/* A topic that the broker does not know or allow holds up others so long. */
-#define TOPIC_PATIENCE_MS 300
-
 /* An answer about partitions that is so old may be outdated. */
 #define PARTITION_ANSWER_MS 1000
 
@@ -102,59 +94,6 @@ relay_has_room(const Relay *relay)
 		(relay->exact ? 0 : window_acknowledged_out_of_order(relay->window)) <=
 		guc_max_in_flight - Max(guc_max_in_flight / 4, 1) &&
 		relay_has_room_for_bytes(relay);
-}
-
-/* Make the topic known that stopped the last chunk. False: not yet. */
-static bool
-resolve(Relay *relay)
-{
-	TimestampTz now = GetCurrentTimestamp();
-	RelayTopic *topic = relay->unresolved;
-	KafkaError	error = {0};
-	bool		refused;
-	int			patience;
-
-	if (!relay_topic_is_stale(topic, now) ||
-		limits_resolve(relay, topic, relay->producer, now, &error))
-	{
-		if (limits_await(relay, topic, now))
-			return false;
-		relay->unresolved = NULL;
-		relay->unresolved_since = 0;
-		return true;
-	}
-
-	/* a topic that is just being made is unknown for a while */
-	if (relay->unresolved_since == 0)
-		relay->unresolved_since = now;
-	relay->retry_at = TimestampTzPlusMilliseconds(now,
-												  kafka_producer_is_connected(relay->producer) ?
-												  TOPIC_RETRY_MS : TOPIC_RETRY_AWAY_MS);
-
-	/* no useful answer for long, from somebody who is there: others may do */
-	refused = (error.class == KAFKA_ERROR_TOPIC);
-	patience = refused ? TOPIC_PATIENCE_MS : TOPIC_PROPAGATION_MS;
-	if ((refused || kafka_producer_is_connected(relay->producer)) &&
-		TimestampDifferenceExceeds(relay->unresolved_since, now, patience) &&
-		relay_hold(relay, topic, HELD_WHOLE_TOPIC,
-				   refused ? HELD_REFUSED : HELD_NO_ANSWER, error.message, now))
-	{
-		relay->unresolved = NULL;
-		relay->unresolved_since = 0;
-		relay->retry_at = 0;
-		return true;
-	}
-
-	/* it cannot be held */
-	if (refused &&
-		TimestampDifferenceExceeds(relay->unresolved_since, now, TOPIC_PROPAGATION_MS))
-	{
-		relay->unresolved = NULL;
-		relay->unresolved_since = 0;
-		relay_fail(relay, topic,
-				   psprintf("topic \"%s\": %s", topic->name, error.message));
-	}
-	return false;
 }
 
 /*
@@ -521,6 +460,8 @@ send_chunk(Relay *relay, RelayHeld *held, const CursorTables *tables,
 		}
 		if (!send_row(relay, held, &row, now))
 		{
+			if (held == NULL && relay->unresolved)
+				relay_look_ahead(relay, scan, CHUNK_ROWS);
 			result = READ_BLOCKED;
 			break;
 		}
@@ -596,6 +537,12 @@ read_chunk(Relay *relay, RelayHeld *held, int *rows, bool *newest)
 			relay->retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 20);
 		return READ_BLOCKED;
 	}
+	if (held == NULL && relay_producer_expects_bulk(relay, batch, position))
+	{
+		cursor_tables_close(&tables);
+		relay_commit(relay);
+		return READ_MORE;
+	}
 
 	/* what the bound shows must be visible: a snapshot taken after it */
 	PopActiveSnapshot();
@@ -665,7 +612,7 @@ relay_read(Relay *relay)
 	bool		newest = false;
 	ReadResult	result;
 
-	if (relay->unresolved && !resolve(relay))
+	if (relay->unresolved && !relay_resolve(relay))
 		return READ_BLOCKED;
 	if (!has_standby(relay, NULL))
 		return READ_BLOCKED;

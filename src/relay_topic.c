@@ -122,6 +122,29 @@ relay_topic_is_stale(const RelayTopic *topic, TimestampTz now)
 		TimestampDifferenceExceeds(topic->partitions_at, now, PARTITIONS_LIFETIME_MS);
 }
 
+static void
+take_answer(RelayTopic *topic, int partitions, TimestampTz now)
+{
+	if (topic->pinned_partitions > 0)
+		partitions = topic->pinned_partitions;
+	if (partitions != topic->partitions)
+	{
+		RelayLane  *lanes = MemoryContextAllocZero(TopMemoryContext,
+												   sizeof(RelayLane) * partitions);
+
+		if (topic->lanes)
+		{
+			memcpy(lanes, topic->lanes,
+				   sizeof(RelayLane) * Min(partitions, topic->partitions));
+			pfree(topic->lanes);
+		}
+		topic->lanes = lanes;
+		topic->partitions = partitions;
+		topic->changed = true;
+	}
+	topic->partitions_at = now;
+}
+
 bool
 relay_topic_resolve(RelayTopic *topic, KafkaProducer *producer, int timeout_ms,
 					TimestampTz now, KafkaError *error)
@@ -143,25 +166,50 @@ relay_topic_resolve(RelayTopic *topic, KafkaProducer *producer, int timeout_ms,
 		return false;
 	}
 
-	if (topic->pinned_partitions > 0)
-		partitions = topic->pinned_partitions;
-	if (partitions != topic->partitions)
-	{
-		RelayLane  *lanes = MemoryContextAllocZero(TopMemoryContext,
-												   sizeof(RelayLane) * partitions);
-
-		if (topic->lanes)
-		{
-			memcpy(lanes, topic->lanes,
-				   sizeof(RelayLane) * Min(partitions, topic->partitions));
-			pfree(topic->lanes);
-		}
-		topic->lanes = lanes;
-		topic->partitions = partitions;
-		topic->changed = true;
-	}
-	topic->partitions_at = now;
+	take_answer(topic, partitions, now);
 	return true;
+}
+
+typedef struct TopicAnswers
+{
+	RelayTopics *topics;
+	TimestampTz now;
+	RelayTopicVisitor resolved;
+	void	   *arg;
+} TopicAnswers;
+
+static void
+take_expected(void *arg, const char *name, int partitions)
+{
+	const TopicAnswers *answers = (const TopicAnswers *) arg;
+	RelayTopic *topic = relay_topic_find(answers->topics, name);
+
+	if (topic == NULL || !topic->expected || !relay_topic_is_stale(topic, answers->now))
+		return;
+	take_answer(topic, partitions, answers->now);
+	answers->resolved(answers->arg, topic);
+}
+
+void
+relay_topics_resolve_expected(RelayTopics *topics, KafkaProducer *producer,
+							  int timeout_ms, TimestampTz now,
+							  RelayTopicVisitor resolved, void *arg)
+{
+	TopicAnswers answers = {topics, now, resolved, arg};
+	HASH_SEQ_STATUS status;
+	RelayTopic *topic;
+
+	hash_seq_init(&status, topics->table);
+	while ((topic = hash_seq_search(&status)) != NULL)
+	{
+		if (topic->expected && topic->handle == NULL)
+			topic->handle = kafka_topic(producer, topic->name);
+	}
+	(void) kafka_producer_partitions(producer, timeout_ms, take_expected, &answers);
+
+	hash_seq_init(&status, topics->table);
+	while ((topic = hash_seq_search(&status)) != NULL)
+		topic->expected = false;
 }
 
 bool

@@ -41,6 +41,7 @@ typedef struct RelayTopic
 												 * free */
 	int			nheld;			/* how many of them */
 	int			pinned_partitions;	/* while one of them is held; else 0 */
+	bool		expected;		/* messages for it are ahead */
 
 	/* counters since the last report */
 	uint64		published;
@@ -77,6 +78,16 @@ extern void relay_topics_forget_producer(RelayTopics *topics);
 extern bool relay_topic_resolve(RelayTopic *topic, KafkaProducer *producer,
 								int timeout_ms, TimestampTz now,
 								KafkaError *error);
+
+/*
+ * The same for all that are expected and not known, in one request: resolved is
+ * called for those that the broker knows. What is left is expected no more, and
+ * has to be asked for alone.
+ */
+typedef void (*RelayTopicVisitor) (void *arg, RelayTopic *topic);
+extern void relay_topics_resolve_expected(RelayTopics *topics, KafkaProducer *producer,
+										  int timeout_ms, TimestampTz now,
+										  RelayTopicVisitor resolved, void *arg);
 
 /* Whether relay_topic_resolve() has to be called before sending. */
 extern bool relay_topic_is_stale(const RelayTopic *topic, TimestampTz now);

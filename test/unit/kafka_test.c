@@ -970,6 +970,51 @@ test_topics(void)
 	kafka_producer_destroy(producer);
 }
 
+typedef struct Answers
+{
+	int			orders;
+	int			single;
+	int			others;
+} Answers;
+
+static void
+on_partitions(void *arg, const char *topic, int partitions)
+{
+	Answers    *answers = arg;
+
+	if (strcmp(topic, "orders") == 0)
+		answers->orders = partitions;
+	else if (strcmp(topic, "single") == 0)
+		answers->single = partitions;
+	else
+		answers->others++;
+}
+
+/* What is known of all topics that were named, by one question. */
+static void
+test_topics_together(void)
+{
+	KafkaProducer *producer = make_producer(mock_servers, "", "", NULL);
+	Answers		answers = {0};
+	bool		answered;
+
+	kafka_topic(producer, "orders");
+	kafka_topic(producer, "single");
+	rd_kafka_mock_topic_set_error(mock, "single", RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART);
+	answered = kafka_producer_partitions(producer, 5000, on_partitions, &answers);
+	ok(answered && answers.orders == 4 && answers.single == 0 && answers.others == 0,
+	   "topics together: one is known, one is not");
+	rd_kafka_mock_topic_set_error(mock, "single", RD_KAFKA_RESP_ERR_NO_ERROR);
+	answered = kafka_producer_partitions(producer, 5000, on_partitions, &answers);
+	ok(answered && answers.orders == 4 && answers.single == 1 && answers.others == 0,
+	   "topics together: both are known");
+	rd_kafka_mock_broker_set_down(mock, -1);
+	answered = kafka_producer_partitions(producer, 300, on_partitions, &answers);
+	ok(!answered, "topics together: no broker");
+	rd_kafka_mock_broker_set_up(mock, -1);
+	kafka_producer_destroy(producer);
+}
+
 /* How large batches are, and what is asked about it. */
 static void
 test_limits(void)
@@ -1232,6 +1277,7 @@ main(void)
 	start_mock();
 	test_delivery();
 	test_topics();
+	test_topics_together();
 	test_limits();
 	test_connection();
 	test_names();
