@@ -409,7 +409,8 @@ sub committed
 All records of the topic up to its present end, sorted by partition and
 offset; see OutboxTest::Kcat for their form. Options: count (wait for that many
 first; more may come back), timeout for it, partition (only that one),
-properties (hash for librdkafka).
+properties (hash for librdkafka). With an isolation.level of read_committed,
+transactions may take a moment to end: see wait_stable().
 
 =cut
 
@@ -418,7 +419,43 @@ sub consume
 	my ($self, $topic, %options) = @_;
 	$self->wait_messages($topic, $options{count}, $options{timeout})
 	  if defined $options{count};
+	$self->wait_stable($topic)
+	  if ($options{properties}{'isolation.level'} // '') eq 'read_committed';
 	return OutboxTest::Kcat::consume($self->bootstrap, $topic, %options);
+}
+
+=item $kafka->wait_stable($topic, $seconds)
+
+Wait until readers of committed messages get as far as others. A transaction's
+end is written to each partition after its commit was answered, and until then
+such a reader finds the end of the partition before it. At most 10 seconds: in a
+partition without a leader it may not come.
+
+=cut
+
+sub wait_stable
+{
+	my ($self, $topic, $seconds) = @_;
+	my $deadline = time + ($seconds // 10);
+	my @partitions = $self->partitions($topic);
+	my $end = sub {
+		my ($isolation) = @_;
+		my @command = (
+			OutboxTest::Kcat::command($self->bootstrap, { 'isolation.level' => $isolation, log_level => 0 }),
+			'-Q', map { ('-t', "$topic:$_:-1") } 0 .. $#partitions);
+		open(my $pipe, '-|', @command) or croak "could not run kcat: $!";
+		my %offsets = join('', <$pipe>) =~ /"partition":(\d+),"offset":(\d+)/g;
+		close $pipe;
+		return \%offsets;
+	};
+	my $last = $end->('read_uncommitted');
+	while (time < $deadline)
+	{
+		my $stable = $end->('read_committed');
+		return unless grep { ($stable->{$_} // -1) < ($last->{$_} // 0) } 0 .. $#partitions;
+		sleep 0.05;
+	}
+	return;
 }
 
 =item $kafka->follow(\@topics, %options)
