@@ -127,7 +127,6 @@ typedef struct Relay
 	/* a topic that has to be resolved before reading goes on */
 	RelayTopic *unresolved;
 	TimestampTz unresolved_since;
-	bool		expects_topics; /* others that will have to be */
 	bool		was_connected;
 
 	/*

@@ -34,6 +34,7 @@ relay_look_ahead(Relay *relay, CursorScan *scan, int rows)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	CursorRow	row;
+	bool		others = false;
 
 	while (rows-- > 0 && cursor_scan_next(scan, &row))
 	{
@@ -47,11 +48,10 @@ relay_look_ahead(Relay *relay, CursorScan *scan, int rows)
 		if (topic->nheld == 0 && topic != relay->unresolved && relay_topic_is_stale(topic, now))
 		{
 			topic->expected = true;
-			relay->expects_topics = true;
+			others = true;
 		}
 	}
-	if (relay->expects_topics)
-		relay->unresolved->expected = true;
+	relay->unresolved->expected = others;
 }
 
 bool
@@ -63,11 +63,8 @@ relay_resolve(Relay *relay)
 	bool		refused;
 	int			patience;
 
-	if (relay->expects_topics)
-	{
-		relay->expects_topics = false;
+	if (topic->expected)
 		limits_resolve_expected(relay, now);
-	}
 	if (!relay_topic_is_stale(topic, now) ||
 		limits_resolve(relay, topic, relay->producer, now, &error))
 	{

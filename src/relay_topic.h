@@ -41,7 +41,7 @@ typedef struct RelayTopic
 												 * free */
 	int			nheld;			/* how many of them */
 	int			pinned_partitions;	/* while one of them is held; else 0 */
-	bool		expected;		/* messages for it are ahead */
+	bool		expected;		/* to be asked for, with others */
 
 	/* counters since the last report */
 	uint64		published;

@@ -69,9 +69,7 @@ sub trouble_with
 	my $pid = relay_pid($node, 'a');
 	my $log_start = -s $node->logfile;
 
-	# -----
 	# What happens to the cluster. Each has an end; at most one broker is down.
-	# -----
 
 	my %counts;
 	my $down = 0;
@@ -142,10 +140,9 @@ sub trouble_with
 		sleep 0.05 + rand 0.3;
 	}
 	diag("$delivery: " . join ', ', map { "$_ $counts{$_}" } sort keys %counts);
+	is(scalar(keys %counts), scalar(keys %events), 'each kind of event came up');
 
-	# -----
 	# Then all is well again
-	# -----
 
 	$command->("up $_") for 1 .. $brokers;
 	$command->("rtt $_ 0") for 1 .. $brokers;
@@ -198,9 +195,7 @@ sub trouble_with
 	my $repeated = grep { $_ > 1 } values %times;
 	diag("$repeated arrived more than once");
 
-	# -----
 	# What the log has of it
-	# -----
 
 	my @lines = grep { /outbox_kafka/ } split /\n/, PostgreSQL::Test::Utils::slurp_file($node->logfile, $log_start);
 	note "log: $_" for @lines;

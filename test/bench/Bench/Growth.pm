@@ -10,8 +10,8 @@ Bench::Growth - what it costs as it grows
 Drains as in Bench::Drain, of backlogs of more and more rows (part "backlog", in
 transactions of 100) and of larger and larger messages (part "payload", in
 transactions of 20); drains of the relay alone into more and more topics of one
-partition each (part "topics", in transactions of 100); and what relays cost that have nothing to do, in more and more
-databases (part "idle").
+partition each (part "topics", in transactions of 100); and what relays cost that
+have nothing to do, in more and more databases (part "idle").
 
 =cut
 
