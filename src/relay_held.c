@@ -18,10 +18,7 @@
  * the message and the number of partitions alone, and that number is kept as
  * long as a partition of the topic is held.
  *
- * What the producer still had of the lane stays with it: librdkafka goes on
- * trying, and its reports say when the lane answers again. These leftovers are
- * remembered by their tags, so that what arrives after all is not sent a second
- * time when the lane's cursor comes to it.
+ * What the producer still had of the lane stays with it (relay_held_leftover.c).
  *
  * A lane of which a batch was refused is held in the same way, and its cursor
  * sends by the second producer, in small numbers (relay_isolation.c), until
@@ -220,60 +217,6 @@ free_cursor_id(const Relay *relay)
 	return result + 1;
 }
 
-static bool
-is_in(const WindowEntry *entry, const RelayTopic *topic, int partition)
-{
-	return entry->topic == topic &&
-		(partition == HELD_WHOLE_TOPIC || entry->partition == partition);
-}
-
-/*
- * Remember what is in flight of the lane, or was acknowledged behind the point
- * where its cursor starts; for the main window it is done with.
- */
-static void
-take_leftovers(Relay *relay, RelayHeld *held)
-{
-	uint64		next = window_next_tag(relay->window);
-	uint64		tag = window_oldest_tag(relay->window);
-	int			count = 0;
-
-	for (uint64 t = tag; t < next; t++)
-		count += is_in(window_entry(relay->window, t), held->topic, held->lane.partition);
-	if (count == 0)
-		return;
-	held->leftovers = MemoryContextAlloc(relay->context, sizeof(RelayLeftover) * count);
-	for (uint64 t = tag; t < next; t++)
-	{
-		const WindowEntry *entry = window_entry(relay->window, t);
-		RelayLeftover *leftover;
-
-		if (!is_in(entry, held->topic, held->lane.partition))
-			continue;
-		leftover = &held->leftovers[held->nleftovers++];
-		leftover->tag = t;
-		leftover->id = entry->id;
-		leftover->bytes = entry->bytes;
-		leftover->partition = entry->partition;
-		leftover->acknowledged = leftover->reported = entry->acknowledged;
-		if (!entry->acknowledged)
-		{
-			held->unreported++;
-			held->lane.waiting++;
-		}
-	}
-	for (int i = 0; i < held->nleftovers; i++)
-	{
-		if (!held->leftovers[i].acknowledged)
-			relay->passed_count++;
-		window_acknowledge(relay->window, held->leftovers[i].tag);
-	}
-	if (held->topic == relay->unproven &&
-		(held->lane.partition == HELD_WHOLE_TOPIC ||
-		 held->lane.partition == relay->unproven_partition))
-		relay->unproven = NULL;
-}
-
 char *
 relay_held_name(const RelayHeld *held)
 {
@@ -348,7 +291,7 @@ relay_hold(Relay *relay, RelayTopic *topic, int partition, HeldReason reason,
 	if (start.batch)
 		cursor_bound_share(start.batch);
 	held = make(relay, &lane, &start);
-	take_leftovers(relay, held);
+	relay_held_take_leftovers(relay, held);
 	held->paused = (reason == HELD_PAUSED);
 	held->isolated = relay->exact;
 	enter(relay, held);
@@ -407,27 +350,6 @@ relay_held_try_now(Relay *relay)
 
 /* ---- reports ---- */
 
-static RelayLeftover *
-find_leftover(const RelayHeld *held, uint64 tag)
-{
-	int			low = 0;
-	int			high = held->nleftovers - 1;
-
-	while (low <= high)
-	{
-		int			middle = low + (high - low) / 2;
-		RelayLeftover *leftover = &held->leftovers[middle];
-
-		if (leftover->tag == tag)
-			return leftover;
-		if (leftover->tag < tag)
-			low = middle + 1;
-		else
-			high = middle - 1;
-	}
-	return NULL;
-}
-
 /* by: as the producer that sent it knows the topic. */
 static void
 acknowledged(Relay *relay, RelayHeld *held, RelayTopic *by, int partition, uint32 bytes)
@@ -458,7 +380,7 @@ relay_held_report(Relay *relay, const KafkaDelivery *delivery, RelayRefusal *ref
 
 		if ((delivery->tag & HELD_TAG) == 0)
 		{
-			RelayLeftover *leftover = find_leftover(held, delivery->tag);
+			RelayLeftover *leftover = relay_held_leftover(held, delivery->tag);
 
 			if (leftover == NULL)
 				continue;
@@ -513,41 +435,6 @@ relay_held_report(Relay *relay, const KafkaDelivery *delivery, RelayRefusal *ref
 	return (delivery->tag & HELD_TAG) != 0;
 }
 
-static int
-compare_ids(const void *a, const void *b)
-{
-	int64		ia = *(const int64 *) a;
-	int64		ib = *(const int64 *) b;
-
-	return ia < ib ? -1 : (ia > ib ? 1 : 0);
-}
-
-void
-relay_held_settle_leftovers(Relay *relay, RelayHeld *held)
-{
-	if (held->unreported > 0)
-		discard_doubt(relay);
-	held->unreported = 0;
-	held->narrived = 0;
-	if (held->nleftovers == 0)
-		return;
-	if (held->arrived == NULL)
-		held->arrived = MemoryContextAlloc(relay->context,
-										   sizeof(int64) * held->nleftovers);
-	for (int i = 0; i < held->nleftovers; i++)
-	{
-		if (held->leftovers[i].acknowledged)
-			held->arrived[held->narrived++] = held->leftovers[i].id;
-	}
-	qsort(held->arrived, held->narrived, sizeof(int64), compare_ids);
-}
-
-bool
-relay_held_was_delivered(const RelayHeld *held, int64 id)
-{
-	return bsearch(&id, held->arrived, held->narrived, sizeof(int64), compare_ids) != NULL;
-}
-
 void
 relay_held_failed(RelayHeld *held, TimestampTz now)
 {
@@ -586,6 +473,8 @@ relay_held_refused(Relay *relay, const RelayRefusal *refusal, KafkaErrorClass cl
 	if (class == KAFKA_ERROR_TOPIC)
 	{
 		held->lane.reason = HELD_REFUSED;
+		if (suspects > 1 && !relay->exact)
+			relay_topic_warn_refused(held->topic, held->lane.error);
 		relay_held_failed(held, now);
 	}
 	else if (class == KAFKA_ERROR_RECORD && suspects == 1)

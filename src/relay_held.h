@@ -111,15 +111,6 @@ extern char *relay_held_name(const RelayHeld *held);
 /* Forget one that is not on disk any more. */
 extern void relay_held_remove(Relay *relay, RelayHeld *held);
 
-/*
- * Its cursor is about to send: what has not been reported by now is taken for
- * not delivered.
- */
-extern void relay_held_settle_leftovers(Relay *relay, RelayHeld *held);
-
-/* Whether a message was acknowledged though the cursor comes to it only now. */
-extern bool relay_held_was_delivered(const RelayHeld *held, int64 id);
-
 /* The one that a message of the topic belongs to, or NULL. */
 extern RelayHeld *relay_held_of(const RelayTopic *topic, TupleTableSlot *slot);
 
@@ -165,6 +156,26 @@ extern TimestampTz relay_held_since(const Relay *relay);
 
 /* The one producer or the other is gone, and all that it had. */
 extern void relay_held_forget_producer(Relay *relay, bool isolation);
+
+/* ---- relay_held_leftover.c ---- */
+
+/*
+ * Remember what is in flight of a new lane, or was acknowledged behind the point
+ * where its cursor starts; for the main window it is done with.
+ */
+extern void relay_held_take_leftovers(Relay *relay, RelayHeld *held);
+
+/* The one with this tag, or NULL. */
+extern RelayLeftover *relay_held_leftover(const RelayHeld *held, uint64 tag);
+
+/*
+ * Its cursor is about to send: what has not been reported by now is taken for
+ * not delivered.
+ */
+extern void relay_held_settle_leftovers(Relay *relay, RelayHeld *held);
+
+/* Whether a message was acknowledged though the cursor comes to it only now. */
+extern bool relay_held_was_delivered(const RelayHeld *held, int64 id);
 
 /* ---- relay_held_progress.c ---- */
 

@@ -9,6 +9,7 @@
  *	relay_read.c		reading messages and handing them to the producer
  *	relay_pace.c		how often to look for messages
  *	relay_held.c		lanes with cursors of their own, as they are
+ *	relay_held_leftover.c	what the producer still had of them
  *	relay_held_progress.c	as they stand on disk
  *	relay_catchup.c		when lanes are held, and how they come back
  *	relay_producer.c	making, serving, losing and dropping the producer

@@ -124,8 +124,10 @@ isolation_lose(Relay *relay, const char *text, TimestampTz now)
 	if (isolation->producer == NULL || isolation->failed)
 		return false;
 	shmem_set_error(&relay->slot->worker, text);
-	ereport(LOG,
-			(errmsg("outbox_kafka makes its second producer anew: %s", text)));
+	ereport(isolation->given_up != 0 ? WARNING : LOG,
+			(errmsg("outbox_kafka makes its second producer anew: %s", text),
+			 isolation->given_up != 0 && !relay->exact ?
+			 errdetail("What was sent behind these messages may have arrived before them. They are sent again with all that follows, in order.") : 0));
 	isolation->failed = true;
 	kafka_producer_purge(isolation->producer, true);
 	isolation->reset_by = TimestampTzPlusMilliseconds(now, RESET_DRAIN_MS);

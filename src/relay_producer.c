@@ -472,6 +472,8 @@ relay_producer_serve(Relay *relay)
 			return;
 		}
 		held = judge(relay, now);
+		if (whole && held != NULL && window_in_flight(relay->window) > 1)
+			relay_topic_warn_refused(held->topic, held->lane.error);
 		relay_producer_close(relay);
 		if (held != NULL)
 			relay_held_isolate(held, whole ? HELD_REFUSED : HELD_ISOLATED, now);

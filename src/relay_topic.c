@@ -306,6 +306,15 @@ relay_topic_failed(RelayTopic *topic, const char *text)
 }
 
 void
+relay_topic_warn_refused(const RelayTopic *topic, const char *reason)
+{
+	ereport(WARNING,
+			(errmsg("outbox_kafka had messages on their way to topic \"%s\" when it was refused: %s",
+					topic->name, reason),
+			 errdetail("They are sent again, in order. If the topic is just being made anew, it may have taken some of them before what is ahead of them.")));
+}
+
+void
 relay_topics_report(RelayTopics *topics)
 {
 	HASH_SEQ_STATUS status;

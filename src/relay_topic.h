@@ -117,6 +117,12 @@ extern void relay_topic_acknowledged(RelayTopic *topic, int partition,
 /* Nobody waits any more for what became of one. */
 extern void relay_topic_lost(RelayTopic *topic, int partition);
 
+/*
+ * Messages that were on their way to it were refused, and later ones may not
+ * have been: not without a sound.
+ */
+extern void relay_topic_warn_refused(const RelayTopic *topic, const char *reason);
+
 /* Something could not be sent to it. */
 extern void relay_topic_failed(RelayTopic *topic, const char *text);
 
