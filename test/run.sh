@@ -14,8 +14,9 @@
 # and the directory is kept.
 #
 # Environment: PG_CONFIG (which PostgreSQL), TMPDIR, OUTBOX_TEST_USER,
-# PROVE_TESTS (only these TAP tests), OUTBOX_TEST_PARTS (of "unit regress
-# isolation tap"), OUTBOX_TEST_TIME_LIMIT (for each part, 75m).
+# PROVE_TESTS (only these TAP tests), OUTBOX_TEST_JOBS (how many of them side by
+# side, 2), OUTBOX_TEST_PARTS (of "unit regress isolation tap"),
+# OUTBOX_TEST_TIME_LIMIT (for each part, 75m).
 
 set -uo pipefail
 

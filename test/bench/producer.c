@@ -4,7 +4,7 @@
  *
  *		producer -b BROKERS -t TOPIC [-X NAME=VALUE]... [-w] -d CONNINFO -q QUERY
  *		producer -b BROKERS -t TOPIC [-X NAME=VALUE]... [-h HEADERS] -g COUNT
- *		producer -b BROKERS -t TOPIC [-X NAME=VALUE]... [-h HEADERS] -r RATE -s SECONDS -o FILE
+ *		producer -b BROKERS -t TOPIC [-X NAME=VALUE]... [-h HEADERS] [-T] -r RATE -s SECONDS -o FILE
  *
  * The first form reads the records that a query gives into memory, and then
  * sends them as fast as it can: those that the relay has to send, in its order. Nothing but sending is left to do in the timed
@@ -14,7 +14,9 @@
  * made-up records at RATE a second, at random intervals (exponential, as
  * pgbench --rate does), and writes one line "event id<TAB>nanoseconds" for
  * each, with the time just before it was handed to librdkafka: the floor under
- * any latency. Made-up records have the headers that the relay adds with
+ * any latency. With -T (and a transactional.id) they go in Kafka transactions,
+ * one after the other, each with all that has become due meanwhile, and the time
+ * is when a record became due. Made-up records have the headers that the relay adds with
  * outbox_kafka.headers = cloudevents (the default) or plain.
  *
  * The query's columns: key bytea, value bytea, timestamp int8 (milliseconds),
@@ -348,6 +350,41 @@ send_paced(rd_kafka_t *rk, rd_kafka_topic_t *rkt, const RecordList *list, double
 }
 
 static void
+check(rd_kafka_error_t *error, const char *what)
+{
+	if (error != NULL)
+		die("%s: %s", what, rd_kafka_error_string(error));
+}
+
+static void
+send_transactions(rd_kafka_t *rk, rd_kafka_topic_t *rkt, const RecordList *list, double rate,
+				  int64_t *sent)
+{
+	size_t		i = 0;
+	int64_t		due = now_ns();
+
+	for (size_t j = 0; j < list->count; j++)
+		sent[j] = due += (int64_t) (-log(drand48()) / rate * 1e9);
+	while (i < list->count)
+	{
+		int64_t		now;
+
+		sleep_until(rk, sent[i]);
+		check(rd_kafka_begin_transaction(rk), "begin");
+		for (now = now_ns(); i < list->count && sent[i] <= now; i++)
+		{
+			Record		record = list->records[i];
+
+			record.timestamp_ms = sent[i] / 1000000;
+			produce(rk, rkt, &record);
+		}
+		if (rd_kafka_flush(rk, FLUSH_TIMEOUT_MS) != RD_KAFKA_RESP_ERR_NO_ERROR)
+			die("not everything was acknowledged within %d s", FLUSH_TIMEOUT_MS / 1000);
+		check(rd_kafka_commit_transaction(rk, FLUSH_TIMEOUT_MS), "commit");
+	}
+}
+
+static void
 write_sent(const char *path, const RecordList *list, const int64_t *sent)
 {
 	FILE	   *file = fopen(path, "w");
@@ -386,6 +423,7 @@ main(int argc, char **argv)
 	long		rate = 0;
 	long		seconds = 0;
 	bool		wait_for_go = false;
+	bool		transactions = false;
 	int64_t    *sent = NULL;
 	int64_t		started;
 	double		cpu;
@@ -393,7 +431,7 @@ main(int argc, char **argv)
 	char		error[512];
 	int			option;
 
-	while ((option = getopt(argc, argv, "b:t:X:wd:q:h:g:r:s:o:")) != -1)
+	while ((option = getopt(argc, argv, "b:t:X:wd:q:h:g:r:s:o:T")) != -1)
 	{
 		switch (option)
 		{
@@ -430,12 +468,15 @@ main(int argc, char **argv)
 			case 'o':
 				out = optarg;
 				break;
+			case 'T':
+				transactions = true;
+				break;
 			default:
 				return 2;
 		}
 	}
 	if (topic == NULL || (query == NULL) != (conninfo == NULL) ||
-		(rate == 0) != (seconds == 0) || (rate == 0) != (out == NULL) ||
+		(rate == 0) != (seconds == 0) || (rate == 0) != (out == NULL) || (transactions && rate == 0) ||
 		(query != NULL) + (generate > 0) + (rate > 0) != 1)
 		die("give -t, and one of: -d with -q; -g; -r with -s and -o");
 
@@ -457,6 +498,8 @@ main(int argc, char **argv)
 	if (rkt == NULL)
 		die("topic %s: %s", topic, rd_kafka_err2str(rd_kafka_last_error()));
 	partition_count(rk, topic);
+	if (transactions)
+		check(rd_kafka_init_transactions(rk, FLUSH_TIMEOUT_MS), "init");
 
 	if (wait_for_go)
 	{
@@ -467,7 +510,9 @@ main(int argc, char **argv)
 	}
 	cpu = cpu_seconds();
 	started = now_ns();
-	if (rate > 0)
+	if (transactions)
+		send_transactions(rk, rkt, &list, (double) rate, sent);
+	else if (rate > 0)
 		send_paced(rk, rkt, &list, rate, sent);
 	else
 		send_burst(rk, rkt, &list);

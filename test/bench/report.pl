@@ -152,7 +152,7 @@ for my $line (@lines)
 }
 
 # Contenders take turns, so their order in the file says nothing.
-my @order = ('floor', 'bare', 'relay', 'relay_eos', 'polling', 'polling_large', 'debezium_tuned', 'debezium',
+my @order = ('floor', 'floor_eos', 'bare', 'relay', 'relay_eos', 'polling', 'polling_large', 'debezium_tuned', 'debezium',
 	'order alone', 'order and INSERT', 'order and publish()');
 my %rank = map { $order[$_] => $_ } 0 .. $#order;
 for my $d (values %data)

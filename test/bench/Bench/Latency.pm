@@ -15,8 +15,10 @@ consumer's fetch. Messages and receipts are matched by event id; one that is
 missing ends the benchmark, one that came twice is counted.
 
 The floor, at the same rate: from the call of a plain producer to the same
-consumer, no database in between. Floor and contenders are measured in turn, in
-slices of a few seconds, because a shared machine's speed drifts.
+consumer, no database in between; for exactly once from the time a record is due,
+by a plain producer that sends all that is due in one Kafka transaction after the
+other. Floors and contenders are measured in turn, in slices of a few seconds,
+because a shared machine's speed drifts.
 
 =cut
 
@@ -37,6 +39,9 @@ use constant {
 	WARM_SECONDS => 2,
 	CLIENTS => 8,
 };
+
+# As the relay has it.
+my @TRANSACTIONAL = ('transactional.id=floor', 'retry.backoff.ms=2');
 
 # event id => time in nanoseconds; how many were there more than once
 sub read_times
@@ -90,12 +95,12 @@ sub metrics_of
 
 sub measure_floor
 {
-	my ($env, $rate) = @_;
+	my ($env, $rate, @options) = @_;
 	my ($sent_file, $received_file) = map { "$env->{dir}/$_" } qw(sent received);
 
 	my $consumer = $env->start_consumer('floor', '-f', $received_file);
 	my $watch = $env->watch_machine;
-	$env->producer('floor', '-r', $rate, '-s', WARM_SECONDS + SLICE_SECONDS, '-o', $sent_file);
+	$env->producer('floor', @options, '-r', $rate, '-s', WARM_SECONDS + SLICE_SECONDS, '-o', $sent_file);
 	my $other = $env->other_load($watch);
 	$env->finish($consumer, 'TERM');
 	my ($sent) = read_times($sent_file);
@@ -145,6 +150,8 @@ sub run
 		{
 			progress(sprintf 'latency: %s a second, slice %d of %d', group($rate), $slice, $options->{slices});
 			my %metrics = (floor => measure_floor($env, $rate));
+			$metrics{floor_eos} = measure_floor($env, $rate, '-T', map { ('-X', $_) } @TRANSACTIONAL)
+			  if grep { $_->{name} eq 'relay_eos' } @contenders;
 			for my $contender (@contenders)
 			{
 				$metrics{ $contender->{name} } = measure_contender($env, $contender, $rate);

@@ -3,12 +3,16 @@
 
 =head1 NAME
 
-OutboxTest::Harness - prove, with its totals in a file
+OutboxTest::Harness - prove, several tests side by side, with totals in a file
 
 =head1 DESCRIPTION
 
-For prove --harness OutboxTest::Harness: adds lines to the file that the
-environment variable OUTBOX_TEST_TOTALS names.
+For prove --harness OutboxTest::Harness. Tests wait for servers most of the time,
+so OUTBOX_TEST_JOBS of them (2) run side by side, but for those that measure time
+or processor time, or load the machine by themselves: these come first, one after
+the other.
+
+Adds lines to the file that the environment variable OUTBOX_TEST_TOTALS names.
 
   count PASSED FAILED
   failed FILE
@@ -25,6 +29,19 @@ use strict;
 use warnings;
 
 use parent 'TAP::Harness';
+
+my @ALONE = map { "test/t/$_*.pl" } qw(020 021 022 023 080 090);
+
+sub new
+{
+	my ($class, $arguments) = @_;
+	return $class->SUPER::new(
+		{
+			jobs => $ENV{OUTBOX_TEST_JOBS} // 2,
+			rules => { seq => [ (map { { seq => $_ } } @ALONE), { par => '**' } ] },
+			%$arguments
+		});
+}
 
 sub summary
 {
