@@ -90,8 +90,9 @@ my $activity = q{
 		   blks_read + blks_hit
 	FROM pg_stat_database WHERE datname IN ('a', 'b', 'without') ORDER BY 1};
 
-# The relays report their statistics when they fall idle, the retention of what
-# they sent is looked at later: wait until the figures stand still.
+# The relays report their statistics when they fall idle, the last of them up to
+# ten seconds later (PGSTAT_IDLE_INTERVAL); the retention of what they sent is
+# looked at later, too: wait until the figures stand still.
 $node->safe_psql('postgres', 'CHECKPOINT');
 my ($last, $since) = ('', time);
 wait_until(
@@ -101,7 +102,7 @@ wait_until(
 			'SELECT pg_current_wal_insert_lsn()')
 		  . $node->safe_psql('postgres', $activity);
 		($last, $since) = ($now, time) if $now ne $last;
-		return time - $since > 8;
+		return time - $since > 12;
 	});
 
 my $workers = workers();
