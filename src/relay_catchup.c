@@ -30,14 +30,14 @@
 /* A lane that has not answered for so long is held, */
 #define LANE_TIMEOUT_MS 2000
 
-/* if another one has answered what was sent so long after it fell silent, */
+/* if another one has answered at least so long after it fell silent, */
 #define EVIDENCE_MS 1000
 
 /* or if others of the same Kafka transaction have, after this time, */
 #define TOGETHER_MS 1500
 
-/* or if it stops all others, who have been silent for EVIDENCE_MS, or for being
- * silent for very long; so many at most until one answers. */
+/* or if it stops all others, or for being silent for very long; so many at
+ * most until one answers. */
 #define LONG_SILENCE_MS 10000
 #define FIRST_ANSWER_MS 5000	/* a new client has to make itself known first */
 #define MAX_SPECULATIVE 4
@@ -72,31 +72,23 @@
 typedef struct SilentLane
 {
 	const Relay *relay;
-	TimestampTz now;
 	RelayTopic *topic;			/* the first that is to be held */
 	int			partition;
 	List	   *others;			/* of SilentLane */
 } SilentLane;
 
-/*
- * Visitor: whether this one is silent while others are not. That others have
- * answered is not enough: a broker that is slow with many of them comes to each
- * in its turn. It is late if what was sent well after it has been answered.
- */
+/* Visitor: whether this one is silent while others are not. */
 static void
 look_at_silent_lane(void *arg, RelayTopic *topic, int partition)
 {
 	SilentLane *silent = (SilentLane *) arg;
-	const Relay *relay = silent->relay;
-	RelayLane  *lane = &topic->lanes[partition];
 
-	if (relay_held_find(topic, partition) != NULL ||
+	if (silent->topic != NULL ||
+		relay_held_find(topic, partition) != NULL ||
 		relay_held_find(topic, HELD_WHOLE_TOPIC) != NULL)
 		return;
-	if (lane->later_tag == 0)
-		lane->later_tag = window_next_tag(relay->window);
-	if (silent->topic == NULL && relay->answered_tag >= lane->later_tag &&
-		TimestampDifferenceExceeds(lane->waiting_since, silent->now, LANE_TIMEOUT_MS))
+	if (TimestampDifferenceExceeds(topic->lanes[partition].waiting_since,
+								   silent->relay->acknowledged_at, EVIDENCE_MS))
 	{
 		silent->topic = topic;
 		silent->partition = partition;
@@ -118,7 +110,7 @@ find_blocking_lane(Relay *relay, TimestampTz now, RelayTopic **topic, int *parti
 
 	if (oldest == NULL)
 		return false;
-	if (blocks && TimestampDifferenceExceeds(relay->answered_at, now, EVIDENCE_MS))
+	if (blocks)
 		patience = relay->acknowledged_at > relay->producer_since ?
 			LANE_TIMEOUT_MS : FIRST_ANSWER_MS;
 	*topic = (RelayTopic *) oldest->topic;
@@ -170,7 +162,7 @@ hold_with_it(Relay *relay, TimestampTz now)
 void
 catchup_check_lanes(Relay *relay, TimestampTz now)
 {
-	SilentLane	silent = {.relay = relay,.now = now};
+	SilentLane	silent = {.relay = relay};
 
 	if (relay->producer == NULL || relay->reset_needed ||
 		!kafka_producer_is_connected(relay->producer))
@@ -179,7 +171,7 @@ catchup_check_lanes(Relay *relay, TimestampTz now)
 	if (relay->acknowledged_at > relay->speculated_at)
 		relay->speculative = 0;
 
-	relay_topics_visit_stalled(relay->topics, now, EVIDENCE_MS,
+	relay_topics_visit_stalled(relay->topics, now, LANE_TIMEOUT_MS,
 							   look_at_silent_lane, &silent);
 	if (silent.topic == NULL)
 	{

@@ -25,11 +25,10 @@
  * nothing has been refused for a while.
  *
  * Not every silence is one lane's. If no lane has answered since, the broker or
- * the network is away, and to hold each lane would only cost; nor if a broker
- * that is slow with many lanes has just not come to it. So a lane is held when
- * a message of some other one was acknowledged that was sent well after it fell
- * silent; or, because nobody can be acknowledged while a full window waits for
- * one partition, a few without that evidence.
+ * the network is away, and to hold each lane would only cost. So a lane is
+ * held when some other one was acknowledged well after it fell silent; or,
+ * because nobody can be acknowledged while a full window waits for one
+ * partition, a few without that evidence.
  */
 #include "postgres.h"
 

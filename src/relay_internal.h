@@ -196,8 +196,6 @@ typedef struct Relay
 	uint64		repeated;
 	TimestampTz last_ack_at;	/* this round of serving reports began then */
 	TimestampTz acknowledged_at;	/* any lane, last */
-	TimestampTz answered_at;	/* the main cursor, last, */
-	uint64		answered_tag;	/* and the newest of its messages */
 	TimestampTz topics_reported_at;
 	bool		caught_up;		/* the last reading found the end */
 

@@ -97,8 +97,7 @@ delivered(void *arg, const KafkaDelivery *delivery)
 		/* relay->last_ack_at is the time of this round of serving */
 		relay_topic_acknowledged(topic, entry->partition, entry->bytes,
 								 relay->last_ack_at);
-		relay->acknowledged_at = relay->answered_at = relay->last_ack_at;
-		relay->answered_tag = Max(relay->answered_tag, delivery->tag);
+		relay->acknowledged_at = relay->last_ack_at;
 		if (topic == relay->unproven && entry->partition == relay->unproven_partition)
 			relay->unproven = NULL;
 		window_acknowledge(relay->window, delivery->tag);

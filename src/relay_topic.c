@@ -243,7 +243,6 @@ relay_topic_sent(RelayTopic *topic, int partition, TimestampTz now)
 	if (lane->in_flight++ == 0)
 	{
 		lane->waiting_since = now;
-		lane->later_tag = 0;
 		lane->round_bytes = 0;
 	}
 	lane->round_bytes += lane->asked_bytes > 0 ? lane->asked_bytes : UNCOUNTED_BYTES;
@@ -263,7 +262,6 @@ relay_topic_acknowledged(RelayTopic *topic, int partition, uint32 bytes,
 		topic->lanes[partition].proven = true;
 		topic->lanes[partition].last_acknowledged_at = now;
 		topic->lanes[partition].waiting_since = now;
-		topic->lanes[partition].later_tag = 0;
 	}
 }
 

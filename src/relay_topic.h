@@ -22,8 +22,6 @@ typedef struct RelayLane
 	bool		proven;			/* this producer has had an acknowledgement */
 	TimestampTz waiting_since;	/* for the next acknowledgement, if in_flight */
 	TimestampTz last_acknowledged_at;
-	uint64		later_tag;		/* of the main window; sent well after
-								 * waiting_since. 0: not looked at yet */
 	size_t		round_bytes;	/* sent since nothing was in flight */
 	size_t		asked_bytes;	/* of the record asked about last */
 } RelayLane;
