@@ -472,7 +472,7 @@ relay_producer_serve(Relay *relay)
 			return;
 		}
 		held = judge(relay, now);
-		if (whole && held != NULL && window_in_flight(relay->window) > 1)
+		if (whole && held != NULL && held->nleftovers > 1)
 			relay_topic_warn_refused(held->topic, held->lane.error);
 		relay_producer_close(relay);
 		if (held != NULL)

@@ -16,8 +16,8 @@
  * each, with the time just before it was handed to librdkafka: the floor under
  * any latency. With -T (and a transactional.id) they go in Kafka transactions,
  * one after the other, each with all that has become due meanwhile, and the time
- * is when a record became due. Made-up records have the headers that the relay adds with
- * outbox_kafka.headers = cloudevents (the default) or plain.
+ * is when a record became due. Made-up records have the headers that the relay
+ * adds with outbox_kafka.headers = cloudevents (the default) or plain.
  *
  * The query's columns: key bytea, value bytea, timestamp int8 (milliseconds),
  * partition int4 or NULL, headers text (name, FS, value, RS, and so on: see
