@@ -39,6 +39,7 @@
 #include "kafka_client.h"
 #include "kafka_conf.h"
 #include "kafka_error.h"
+#include "kafka_headers.h"
 #include "kafka_limit.h"
 #include "kafka_memory.h"
 #include "kafka_producer.h"
@@ -50,7 +51,11 @@
 #define REPORTS_AT_ONCE 256
 #define INTERCEPTOR_NAME "outbox_kafka"
 
-/* The tag of a record travels as the message's opaque pointer. */
+/*
+ * The tag of a record travels as the message's opaque pointer, and with it
+ * whether its headers recur.
+ */
+#define RECURRING_TAG (UINT64_C(1) << 63)
 _Static_assert(sizeof(void *) >= sizeof(uint64_t), "pointers must have 64 bits");
 
 struct KafkaTopic
@@ -58,6 +63,7 @@ struct KafkaTopic
 	KafkaTopic *next;			/* in its bucket */
 	KafkaProducer *producer;
 	rd_kafka_topic_t *rkt;
+	KafkaSpareHeaders spare_headers;
 	char		name[];
 };
 
@@ -81,6 +87,7 @@ struct KafkaProducer
 	KafkaError	death;			/* if dead */
 	KafkaTransactions *transactions;	/* NULL: it has none */
 	KafkaTopic *topics[TOPIC_BUCKETS];
+	int			spare_headers;	/* lists that they keep */
 
 	/* shared with librdkafka's threads */
 	pthread_mutex_t links_lock; /* guards links */
@@ -356,6 +363,7 @@ kafka_producer_destroy(KafkaProducer *producer)
 			KafkaTopic *next = producer->topics[i]->next;
 
 			rd_kafka_topic_destroy(producer->topics[i]->rkt);
+			kafka_headers_free_spare(&producer->topics[i]->spare_headers);
 			free(producer->topics[i]);
 			producer->topics[i] = next;
 		}
@@ -437,6 +445,15 @@ serve_reports(KafkaProducer *producer, rd_kafka_event_t *event,
 			KafkaDelivery delivery;
 
 			kafka_report_read(messages[i], &delivery);
+			if (delivery.tag & RECURRING_TAG)
+			{
+				/* NULL for the topic that kafka_transaction.c asks about */
+				KafkaTopic *topic = rd_kafka_topic_opaque(messages[i]->rkt);
+
+				delivery.tag &= ~RECURRING_TAG;
+				if (topic != NULL && delivery.class == KAFKA_ERROR_NONE)
+					kafka_headers_take_back(&topic->spare_headers, messages[i]);
+			}
 			handlers->delivered(arg, &delivery);
 		}
 	}
@@ -551,6 +568,7 @@ kafka_topic(KafkaProducer *producer, const char *name)
 {
 	KafkaTopic **bucket = &producer->topics[topic_bucket(name)];
 	KafkaTopic *topic;
+	rd_kafka_topic_conf_t *conf;
 	size_t		size = strlen(name) + 1;
 
 	for (topic = *bucket; topic != NULL; topic = topic->next)
@@ -559,16 +577,19 @@ kafka_topic(KafkaProducer *producer, const char *name)
 			return topic;
 	}
 
-	topic = malloc(sizeof(KafkaTopic) + size);
+	topic = calloc(1, sizeof(KafkaTopic) + size);
 	if (topic == NULL)
 		return NULL;
-	topic->rkt = rd_kafka_topic_new(producer->rk, name, NULL);
+	conf = rd_kafka_default_topic_conf_dup(producer->rk);
+	rd_kafka_topic_conf_set_opaque(conf, topic);
+	topic->rkt = rd_kafka_topic_new(producer->rk, name, conf);
 	if (topic->rkt == NULL)
 	{
-		free(topic);
+		free(topic);			/* conf is gone, too */
 		return NULL;
 	}
 	topic->producer = producer;
+	topic->spare_headers.total = &producer->spare_headers;
 	memcpy(topic->name, name, size);
 	topic->next = *bucket;
 	*bucket = topic;
@@ -585,6 +606,12 @@ KafkaProducer *
 kafka_topic_producer(const KafkaTopic *topic)
 {
 	return topic->producer;
+}
+
+KafkaSpareHeaders *
+kafka_topic_spare_headers(KafkaTopic *topic)
+{
+	return &topic->spare_headers;
 }
 
 void
@@ -627,7 +654,8 @@ kafka_produce(KafkaProducer *producer, const KafkaRecord *record, KafkaError *er
 	fields[count].vtype = RD_KAFKA_VTYPE_TIMESTAMP;
 	fields[count++].u.i64 = record->timestamp_ms;
 	fields[count].vtype = RD_KAFKA_VTYPE_OPAQUE;
-	fields[count++].u.ptr = (void *) (uintptr_t) record->tag;
+	fields[count++].u.ptr = (void *) (uintptr_t)
+		(record->tag | (record->recurring ? RECURRING_TAG : 0));
 	if (record->headers != NULL)
 	{
 		fields[count].vtype = RD_KAFKA_VTYPE_HEADERS;

@@ -65,7 +65,9 @@ typedef struct KafkaRecord
 	size_t		value_length;
 	int64_t		timestamp_ms;	/* 0: now */
 	KafkaHeaders *headers;		/* or NULL; taken over when it succeeds */
-	uint64_t	tag;			/* comes back with the delivery report */
+	bool		recurring;		/* they are of kafka_headers_recurring() */
+	uint64_t	tag;			/* below 2^63; comes back with the delivery
+								 * report */
 } KafkaRecord;
 
 typedef struct KafkaDelivery
@@ -226,13 +228,21 @@ extern KafkaErrorClass kafka_produce(KafkaProducer *producer,
 									 KafkaError *error);
 
 extern KafkaHeaders *kafka_headers_new(int expected);
-extern KafkaHeaders *kafka_headers_copy(const KafkaHeaders *headers);
 extern void kafka_headers_free(KafkaHeaders *headers);
 
 /* name need not be terminated; value NULL: a header without a value. */
 extern void kafka_headers_add(KafkaHeaders *headers,
 							  const char *name, int name_length,
 							  const void *value, int value_length);
+
+/*
+ * A copy of constant with one more header, for a record of this topic that is
+ * marked as recurring: once it is acknowledged its headers serve again. For one
+ * handle, constant and name must be the same each time.
+ */
+extern KafkaHeaders *kafka_headers_recurring(KafkaTopic *topic,
+											 const KafkaHeaders *constant, const char *name,
+											 const void *value, int value_length);
 
 /*
  * What a record takes in a batch before it is compressed: at most so many

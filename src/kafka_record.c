@@ -1,7 +1,7 @@
 /*
  * kafka_record.c
- *	  What makes up a record and needs no producer: its headers, and the
- *	  partition that its key goes to.
+ *	  What can be said of a record without a producer: the partition that its
+ *	  key goes to, and its size.
  */
 #include <string.h>
 
@@ -35,31 +35,4 @@ kafka_record_size(const KafkaRecord *record)
 		 i++)
 		size += 5 + strlen(name) + 5 + value_size;
 	return size;
-}
-
-KafkaHeaders *
-kafka_headers_new(int expected)
-{
-	return (KafkaHeaders *) rd_kafka_headers_new((size_t) expected);
-}
-
-KafkaHeaders *
-kafka_headers_copy(const KafkaHeaders *headers)
-{
-	return (KafkaHeaders *) rd_kafka_headers_copy((const rd_kafka_headers_t *) headers);
-}
-
-void
-kafka_headers_free(KafkaHeaders *headers)
-{
-	if (headers != NULL)
-		rd_kafka_headers_destroy((rd_kafka_headers_t *) headers);
-}
-
-void
-kafka_headers_add(KafkaHeaders *headers, const char *name, int name_length,
-				  const void *value, int value_length)
-{
-	rd_kafka_header_add((rd_kafka_headers_t *) headers, name, name_length,
-						value, value_length);
 }

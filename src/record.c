@@ -3,9 +3,9 @@
  *	  From a row of outbox.message to a Kafka record.
  *
  * Headers are what costs most in librdkafka, so what is the same for each
- * message of a topic is made once and copied, and nothing is added that a
- * record says already: its timestamp is when the message was created (ce_time
- * is added only where it is not).
+ * message of a topic is made once, and nothing is added that a record says
+ * already: its timestamp is when the message was created (ce_time is added only
+ * where it is not).
  *
  * With outbox_kafka.headers = cloudevents (the binary content mode of the
  * CloudEvents Kafka protocol binding) a record has the four required
@@ -74,6 +74,12 @@ static void
 add_header(KafkaHeaders *headers, const char *name, const char *value, int length)
 {
 	kafka_headers_add(headers, name, (int) strlen(name), value, length);
+}
+
+static const char *
+id_header_name(void)
+{
+	return guc_headers == HEADERS_CLOUDEVENTS ? "ce_id" : "id";
 }
 
 /* What every record of the topic has, in the present style. */
@@ -171,38 +177,51 @@ is_null(TupleTableSlot *slot, int attribute)
 	return slot->tts_isnull[attribute - 1];
 }
 
+/* The headers of a message that has none of its own, and no more to say. */
 static KafkaHeaders *
-build_headers(TupleTableSlot *slot, RelayTopic *topic, bool timestamp_is_created)
+recurring_headers(RelayTopic *topic, const char *id)
+{
+	GivenHeaders given = {0};
+
+	if (topic->headers == NULL)
+		topic->headers = constant_headers(topic, &given);
+	return kafka_headers_recurring(topic->handle, topic->headers, id_header_name(),
+								   id, UUID_TEXT_LENGTH);
+}
+
+static KafkaHeaders *
+build_headers(TupleTableSlot *slot, RelayTopic *topic, bool timestamp_is_created,
+			  bool *recurring)
 {
 	KafkaHeaders *headers;
 	GivenHeaders given = {0};
+	Jsonb	   *own = NULL;
 	char		id[UUID_TEXT_LENGTH];
+	bool		adds_time = !timestamp_is_created && guc_headers == HEADERS_CLOUDEVENTS;
 
-	if (is_null(slot, Anum_outbox_message_headers))
-	{
-		if (topic->headers == NULL)
-			topic->headers = constant_headers(topic, &given);
-		headers = kafka_headers_copy(topic->headers);
-	}
-	else
-	{
-		Jsonb	   *own = DatumGetJsonbP(value_of(slot, Anum_outbox_message_headers));
+	if (guc_headers != HEADERS_NONE)
+		uuid_text(DatumGetUUIDP(value_of(slot, Anum_outbox_message_event_id)), id);
 
+	*recurring = guc_headers != HEADERS_NONE && !adds_time &&
+		is_null(slot, Anum_outbox_message_headers) &&
+		is_null(slot, Anum_outbox_message_correlation_id);
+	if (*recurring)
+		return recurring_headers(topic, id);
+
+	if (!is_null(slot, Anum_outbox_message_headers))
+	{
+		own = DatumGetJsonbP(value_of(slot, Anum_outbox_message_headers));
 		given.source = has_header(own, "ce_source");
 		given.type = has_header(own, "ce_type");
 		given.time = has_header(own, "ce_time");
 		given.correlation_id = has_header(own, "correlation-id");
-		headers = constant_headers(topic, &given);
+	}
+	headers = constant_headers(topic, &given);
+	if (own != NULL)
 		add_given_headers(headers, own);
-	}
-
 	if (guc_headers != HEADERS_NONE)
-	{
-		uuid_text(DatumGetUUIDP(value_of(slot, Anum_outbox_message_event_id)), id);
-		add_header(headers, guc_headers == HEADERS_CLOUDEVENTS ? "ce_id" : "id",
-				   id, UUID_TEXT_LENGTH);
-	}
-	if (!timestamp_is_created && guc_headers == HEADERS_CLOUDEVENTS && !given.time)
+		add_header(headers, id_header_name(), id, UUID_TEXT_LENGTH);
+	if (adds_time && !given.time)
 		add_time(headers, DatumGetTimestampTz(value_of(slot, Anum_outbox_message_created_at)));
 
 	if (!is_null(slot, Anum_outbox_message_correlation_id) && !given.correlation_id)
@@ -266,7 +285,8 @@ record_build(TupleTableSlot *slot, RelayTopic *topic, TimestampTz now,
 	if (guc_record_timestamp == RECORD_TIMESTAMP_CREATED && !dated_now)
 		record->timestamp_ms = Min(created_ms, now_ms);
 
-	record->headers = build_headers(slot, topic, record->timestamp_ms == created_ms);
+	record->headers = build_headers(slot, topic, record->timestamp_ms == created_ms,
+									&record->recurring);
 
 	entry->created_at = created_at;
 	entry->bytes = (uint32) (record->key_length + record->value_length);

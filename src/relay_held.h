@@ -94,7 +94,7 @@ typedef struct RelayRefusal
 } RelayRefusal;
 
 /* Messages of held lanes have this bit in their tags, and the cursor's id. */
-#define HELD_TAG UINT64CONST(0x4000000000000000)
+#define HELD_TAG UINT64CONST(0x2000000000000000)
 #define HELD_TAG_SHIFT 40
 
 extern uint64 relay_held_tag(const RelayHeld *held);

@@ -65,6 +65,6 @@ extern void parked_delete(ParkedMessages *parked, const int64 *ids, int count, i
 extern bool parked_are_delivered(const ParkedMessages *parked);
 
 /* Tags of parked messages have this bit, others do not. */
-#define PARKED_TAG UINT64CONST(0x8000000000000000)
+#define PARKED_TAG UINT64CONST(0x4000000000000000)
 
 #endif							/* OUTBOX_RELAY_PARKED_H */
