@@ -527,7 +527,7 @@ relay_fail(Relay *relay, RelayTopic *topic, const char *text)
 	TimestampTz now = GetCurrentTimestamp();
 	int			wait = RETRY_MIN_MS << Min(relay->failures, 6);
 
-	wait = Min(wait, RETRY_MAX_MS);
+	wait = Max(Min(wait, RETRY_MAX_MS), relay_transaction_patience(relay));
 	relay->failed = true;
 	relay->failures++;
 	relay->failed_tag = window_next_tag(relay->window);

@@ -83,6 +83,9 @@
 /* The last one's end is over after this time, or its cause is another one. */
 #define RECENT_MS 100
 
+/* So long another relay has to say that it disputes the right to send. */
+#define DISPUTE_MS 3000
+
 /* Below that a transaction is not made smaller when it fails. */
 #define LIMIT_MIN 100
 
@@ -297,7 +300,7 @@ relay_transaction_prepare(Relay *relay, TimestampTz now)
 		return false;
 	}
 	t->phase = TRANSACTION_BEGINNING;
-	kafka_transaction_call(t->producer, KAFKA_CALL_POSITION, t->position, t->state.committed);
+	relay_transaction_send_position(t, t->position, t->state.committed);
 	return false;
 }
 
@@ -361,7 +364,7 @@ end_sending(RelayTransaction *t, int64 position)
 	FAULT_POINT("sent");
 	t->phase = TRANSACTION_ENDING;
 	t->position = position;
-	kafka_transaction_call(t->producer, KAFKA_CALL_POSITION, position, t->state.defined);
+	relay_transaction_send_position(t, position, t->state.defined);
 }
 
 void
@@ -476,6 +479,19 @@ finish_commit(Relay *relay, RelayTransaction *t, TimestampTz now)
 	}
 }
 
+int
+relay_transaction_patience(const Relay *relay)
+{
+	for (int i = 0; relay->exact && i < TRANSACTIONS; i++)
+	{
+		const RelayTransaction *t = &relay->transactions->of[i];
+
+		if (t->fenced && t->unsure)
+			return DISPUTE_MS;
+	}
+	return 0;
+}
+
 /* Whether everything that was sent was taken. */
 static bool
 all_acknowledged(const Relay *relay, const RelayTransaction *t)
@@ -495,6 +511,33 @@ note_fenced(RelayTransaction *t, int code, TimestampTz now)
 	if (kafka_error_is_fenced(code) && t->wrote &&
 		!(t->phase >= TRANSACTION_SENDING && TimestampDifferenceExceeds(t->since, now, TOO_LONG_MS)))
 		t->fenced = true;
+}
+
+/* A call has ended well. */
+static void
+take_result(Relay *relay, RelayTransaction *t, const KafkaTransactionResult *result,
+			TimestampTz now)
+{
+	switch (result->call)
+	{
+		case KAFKA_CALL_OPEN:
+			relay_transaction_finish_opening(relay, t, result);
+			break;
+		case KAFKA_CALL_POSITION:
+			if (t->phase == TRANSACTION_BEGINNING)
+			{
+				t->phase = TRANSACTION_BEGUN;
+				t->since = now;
+			}
+			else
+				t->positioned = true;
+			break;
+		case KAFKA_CALL_COMMIT:
+			finish_commit(relay, t, now);
+			break;
+		default:
+			break;
+	}
 }
 
 void
@@ -525,26 +568,10 @@ relay_transaction_serve(Relay *relay, int number, TimestampTz now)
 			lose(relay, t, result.error.message, now);
 			return;
 		}
-		switch (result.call)
-		{
-			case KAFKA_CALL_OPEN:
-				relay_transaction_finish_opening(relay, t, &result);
-				break;
-			case KAFKA_CALL_POSITION:
-				if (t->phase == TRANSACTION_BEGINNING)
-				{
-					t->phase = TRANSACTION_BEGUN;
-					t->since = now;
-				}
-				else
-					t->positioned = true;
-				break;
-			case KAFKA_CALL_COMMIT:
-				finish_commit(relay, t, now);
-				break;
-			default:
-				break;
-		}
+		if (t->phase == TRANSACTION_RESTATING)
+			relay_transaction_restate_further(relay, t, result.call);
+		else
+			take_result(relay, t, &result, now);
 	}
 
 	if (t->phase == TRANSACTION_ENDING && t->positioned && all_acknowledged(relay, t) &&

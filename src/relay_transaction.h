@@ -40,6 +40,9 @@ extern void relay_transaction_closed(Relay *relay, int number);
 /* It has fenced its predecessor and knows what that one committed. */
 extern bool relay_transaction_is_open(const Relay *relay, int number);
 
+/* How many ms to wait at least before a producer that was lost is made anew. */
+extern int	relay_transaction_patience(const Relay *relay);
+
 /* Nothing of it is under way. */
 extern bool relay_transaction_is_idle(const Relay *relay, int number);
 

@@ -13,6 +13,7 @@ typedef enum TransactionPhase
 {
 	TRANSACTION_CLOSED,			/* no producer */
 	TRANSACTION_OPENING,		/* fences, reads back */
+	TRANSACTION_RESTATING,		/* says what is to be thought of the position */
 	TRANSACTION_READY,			/* nothing is under way */
 	TRANSACTION_BEGINNING,		/* begun, the coordinator is waited for */
 	TRANSACTION_BEGUN,			/* it takes records at once, has none yet */
@@ -53,6 +54,10 @@ typedef struct RelayTransaction
 	bool		positioned;		/* the position is part of it */
 	bool		wrote;			/* this process has committed one */
 	bool		fenced;			/* somebody has taken its right to write */
+	bool		unsure;			/* it may not be the one to send */
+	KafkaTransactionResult opened;	/* what was read back, if RESTATING */
+	bool		dispute;		/* if so: this is what is being said */
+	int			disputes;		/* how often it was tried */
 	XLogRecPtr	needs;			/* to be on disk, and on the standby, before
 								 * the commit; or invalid */
 } RelayTransaction;
@@ -87,6 +92,14 @@ extern bool relay_transaction_has_nonce(const Window *window, const char *text);
 /* The producer has been opened: take over what Kafka knows. */
 extern void relay_transaction_finish_opening(Relay *relay, RelayTransaction *t,
 											 const KafkaTransactionResult *result);
+
+/* A call made in the phase TRANSACTION_RESTATING has ended well. */
+extern void relay_transaction_restate_further(Relay *relay, RelayTransaction *t,
+											  KafkaTransactionCall call);
+
+/* Send a position along, with the nonce that it counts in. */
+extern void relay_transaction_send_position(RelayTransaction *t, int64 position,
+											const char *nonce);
 
 /* Hold the lanes that wait for it, if nothing is under way. */
 extern void relay_transaction_hold_pending(Relay *relay, TimestampTz now);

@@ -6,17 +6,26 @@
  * read back, and taken over if its nonce is that of a batch of ours; see
  * relay_transaction.c.
  *
- * If a nonce is read back that is none of ours although this process has written
- * its own, somebody else has written since: a copy of this database sends as
- * well. If the cluster is another one than before, its positions say nothing of
- * what was sent to the old one. Both is a conflict, stored in
+ * A nonce that is none of ours at the first opening means that this database is
+ * behind what was sent in its name: it was recovered to a point in time, or it is
+ * a copy. It goes on from its own progress, with a warning, but it is not sure
+ * to be the one that sends, and its positions say so (STANDING_UNSURE).
+ *
+ * If such a nonce is read back although this process has written its own,
+ * somebody else has written since: there are two that send. That is a conflict.
+ * To be fenced proves nothing by itself: a transaction that took too long ends in
+ * the same way, so the position is read back first. Whoever finds it stops. If
+ * the other one knew the last position before it took over, it is the rightful
+ * successor (a switchover), and goes on: it was fenced, and warns. If the other
+ * one is not sure, its position is marked as disputed, and who reads that back
+ * stops, whether the position is its own or not: so both do. A bounded number of
+ * tries is made, as the other one may take the right to write away again.
+ *
+ * If the cluster is another one than before, its positions say nothing of what
+ * was sent to the old one; that is a conflict, too. Conflicts are stored in
  * outbox.relay_conflict: nothing is sent any more, also after a restart, until
  * outbox.claim() says that this is the database to send, or the cluster to send
- * to. To be fenced proves nothing by itself: a transaction that took too long
- * ends in the same way, so the position is read back first. Of two that send,
- * the one whose position is the last goes on and the other one stops. It goes on
- * because it must: two that stop are an outage by a copy that was started by
- * mistake. But it was fenced meanwhile, and warns.
+ * to. One that has been claimed is sure, and takes the mark away.
  */
 #include "postgres.h"
 
@@ -30,6 +39,15 @@
 #include "relay_isolation.h"
 #include "relay_parked.h"
 #include "relay_transaction_internal.h"
+
+/* What follows the nonce of a position. */
+#define STANDING_SURE '\0'
+#define STANDING_UNSURE '?'
+#define STANDING_DISPUTED '!'
+
+#define DISPUTES_MAX 5
+
+#define COPY_SENDS "a copy of this database, with the same identity, sends to the same Kafka cluster"
 
 void
 relay_transaction_nonce_text(const pg_uuid_t *nonce, char *text)
@@ -125,6 +143,8 @@ raise_conflict(Relay *relay, const char *what)
 	relay_commit(relay);
 
 	relay->conflict = true;
+	for (int i = 0; i < TRANSACTIONS; i++)
+		relay->transactions->of[i].disputes = 0;
 	shmem_set_error(&relay->slot->worker, what);
 	ereport(WARNING,
 			(errmsg("outbox_kafka does not send any more: %s", what),
@@ -228,36 +248,61 @@ is_in_doubt(const Relay *relay, const RelayTransaction *t)
 	return t->state.nparked > 0 && strcmp(t->state.defined, t->state.committed) != 0;
 }
 
-/* It has been read back. */
-void
-relay_transaction_finish_opening(Relay *relay, RelayTransaction *t, const KafkaTransactionResult *result)
+/*
+ * What a position says of who wrote it, behind the nonce: whether he is the one
+ * to send. Cuts it off.
+ */
+static char
+take_standing(char *nonce)
 {
-	const char *gap = NULL;
-	bool		claimed = relay->transactions->claimed;
+	size_t		length = strlen(nonce);
+	char		standing;
 
-	if (t->state.cluster[0] != '\0' && strcmp(t->state.cluster, result->cluster) != 0 &&
-		!claimed)
+	if (length == 0)
+		return STANDING_SURE;
+	standing = nonce[length - 1];
+	if (standing != STANDING_UNSURE && standing != STANDING_DISPUTED)
+		return STANDING_SURE;
+	nonce[length - 1] = '\0';
+	return standing;
+}
+
+static void
+send_position(RelayTransaction *t, int64 position, const char *nonce, char standing)
+{
+	kafka_transaction_call(t->producer, KAFKA_CALL_POSITION, position,
+						   psprintf(standing == STANDING_SURE ? "%s" : "%s%c", nonce, standing));
+}
+
+void
+relay_transaction_send_position(RelayTransaction *t, int64 position, const char *nonce)
+{
+	send_position(t, position, nonce, t->unsure ? STANDING_UNSURE : STANDING_SURE);
+}
+
+/* Commit the position that was read back once more: disputed, or not any more. */
+static void
+restate(RelayTransaction *t, const KafkaTransactionResult *result, bool dispute)
+{
+	KafkaError	error;
+
+	if (!kafka_transaction_begin(t->producer, &error))
 	{
-		raise_conflict(relay, psprintf("this is Kafka cluster %s, messages were sent to %s before",
-									   result->cluster, t->state.cluster));
+		strlcpy(t->broken, error.message, sizeof(t->broken));
 		return;
 	}
-	if (fault_is_set("forget"))
-		;
-	else if (!result->found)
-	{
-		if (t->state.committed[0] != '\0' && is_in_doubt(relay, t))
-			gap = "Kafka does not know the relay's position any more";
-	}
-	else if (!take_position(relay, t, result))
-	{
-		if (t->wrote && !claimed)
-		{
-			raise_conflict(relay, "a copy of this database, with the same identity, sends to the same Kafka cluster");
-			return;
-		}
-		gap = "Kafka knows a later position of the relay than this database";
-	}
+	t->opened = *result;
+	t->dispute = dispute;
+	t->phase = TRANSACTION_RESTATING;
+	send_position(t, result->position, result->nonce,
+				  dispute ? STANDING_DISPUTED : STANDING_SURE);
+}
+
+/* The position is as it should be; gap: but it does not help, and why. */
+static void
+accept_position(Relay *relay, RelayTransaction *t, const KafkaTransactionResult *result,
+				const char *gap)
+{
 	if (gap != NULL)
 	{
 		shmem_set_error(&relay->slot->worker,
@@ -278,7 +323,9 @@ relay_transaction_finish_opening(Relay *relay, RelayTransaction *t, const KafkaT
 				 errhint("If the other one is to send, call outbox.claim() there.")));
 	}
 	t->fenced = false;
-	strlcpy(t->state.committed, result->found ? result->nonce : "",
+
+	/* what is not known stays so, also if this process ends before it writes */
+	strlcpy(t->state.committed, result->found && !(t->unsure && gap) ? result->nonce : "",
 			sizeof(t->state.committed));
 	strlcpy(t->state.cluster, result->cluster, sizeof(t->state.cluster));
 	t->phase = TRANSACTION_READY;
@@ -286,7 +333,71 @@ relay_transaction_finish_opening(Relay *relay, RelayTransaction *t, const KafkaT
 		relay->failures = 0;
 	if (t->number == TRANSACTION_SECOND)
 		relay->transactions->both_opened = true;
-	if (claimed && relay_transaction_is_open(relay, TRANSACTION_MAIN) &&
+	if (relay->transactions->claimed && relay_transaction_is_open(relay, TRANSACTION_MAIN) &&
 		relay_transaction_is_open(relay, TRANSACTION_SECOND))
 		end_conflict(relay);
+}
+
+/* Take over what was read back and is not disputed, or find that two send. */
+static void
+judge_position(Relay *relay, RelayTransaction *t, const KafkaTransactionResult *result,
+			   char standing)
+{
+	bool		claimed = relay->transactions->claimed;
+
+	if (take_position(relay, t, result))
+	{
+		t->unsure = (standing == STANDING_UNSURE && !claimed);
+		accept_position(relay, t, result, NULL);
+	}
+	else if (!t->wrote || claimed)
+	{
+		t->unsure = !claimed;
+		accept_position(relay, t, result,
+						"Kafka knows a later position of the relay than this database");
+	}
+	else if (standing == STANDING_UNSURE && t->disputes < DISPUTES_MAX)
+	{
+		t->disputes++;
+		restate(t, result, true);
+	}
+	else
+		raise_conflict(relay, COPY_SENDS);
+}
+
+void
+relay_transaction_restate_further(Relay *relay, RelayTransaction *t, KafkaTransactionCall call)
+{
+	if (call == KAFKA_CALL_POSITION)
+		kafka_transaction_call(t->producer, KAFKA_CALL_COMMIT, 0, NULL);
+	else if (t->dispute)
+		raise_conflict(relay, COPY_SENDS);
+	else
+		judge_position(relay, t, &t->opened, STANDING_SURE);
+}
+
+/* It has been read back. */
+void
+relay_transaction_finish_opening(Relay *relay, RelayTransaction *t, const KafkaTransactionResult *result)
+{
+	KafkaTransactionResult read = *result;
+	char		standing = take_standing(read.nonce);
+	bool		claimed = relay->transactions->claimed;
+
+	if (t->state.cluster[0] != '\0' && strcmp(t->state.cluster, read.cluster) != 0 &&
+		!claimed)
+		raise_conflict(relay, psprintf("this is Kafka cluster %s, messages were sent to %s before",
+									   read.cluster, t->state.cluster));
+	else if (fault_is_set("forget"))
+		accept_position(relay, t, &read, NULL);
+	else if (!read.found)
+		accept_position(relay, t, &read,
+						t->state.committed[0] != '\0' && is_in_doubt(relay, t) ?
+						"Kafka does not know the relay's position any more" : NULL);
+	else if (standing != STANDING_DISPUTED)
+		judge_position(relay, t, &read, standing);
+	else if (claimed)
+		restate(t, &read, false);
+	else
+		raise_conflict(relay, COPY_SENDS);
 }

@@ -1,10 +1,11 @@
 
 # P2, P6: who may send, with exactly_once. A state older than Kafka's (recovery
-# to a point in time) is noticed: at least once for the gap, with a warning. Of
-# two copies that send, one stops with the state conflict, also after a restart,
-# and outbox.claim() decides. A switchover to a synchronous standby without loss
-# keeps exactly once, and the old primary, frozen meanwhile, cannot publish when
-# it comes back. Another Kafka cluster is noticed as well.
+# to a point in time) is noticed: at least once for the gap, with a warning. If it
+# sends beside the database that it is a copy of, both stop with the state
+# conflict, also after a restart, and outbox.claim() decides: what is claimed goes
+# on. A switchover to a synchronous standby without loss keeps exactly once, and
+# the old primary, frozen meanwhile, cannot publish when it comes back; it alone
+# stops. Another Kafka cluster is noticed as well.
 
 use strict;
 use warnings;
@@ -66,24 +67,70 @@ my $status = wait_state($original, 'd', 'conflict');
 like($status->{last_error}, qr/a copy of this database/, 'the original stops and says why');
 is($original->safe_psql('d', 'SELECT what FROM outbox.relay_conflict') eq $status->{last_error},
 	1, 'and has it on disk');
-wait_published($copy, 'd', publish($copy, 'd', q{'t', 'copy 2'::text, 'k'}));
-is(wait_state($copy, 'd', 'idle')->{state}, 'idle', 'the copy goes on');
-like(relay_status($copy, 'd')->{last_error}, qr/another relay with the identity/, 'and says what it has seen');
+publish($copy, 'd', q{'t', 'copy 2'::text, 'k'});
+$status = wait_state($copy, 'd', 'conflict');
+like($status->{last_error}, qr/a copy of this database/, 'the copy stops as well');
 
-$original->restart;
-wait_state($original, 'd', 'conflict');
+$_->restart for $original, $copy;
+wait_state($_, 'd', 'conflict') for $original, $copy;
 pass('a restart does not end it');
+my $count = arrived('t');
+is($count->{$_}, 1, "$_ arrived once") for ('before', 'after', 'copy');
+is($count->{$_}, undef, "$_ waits") for ('late', 'copy 2');
 
 $original->safe_psql('d', 'SELECT outbox.claim()');
 wait_published($original, 'd', $waiting);
 is($original->safe_psql('d', 'SELECT count(*) FROM outbox.relay_conflict'), 0, 'claimed, it sends');
-publish($copy, 'd', q{'t', 'copy 3'::text, 'k'});
-wait_state($copy, 'd', 'conflict');
 wait_published($original, 'd', publish($original, 'd', q{'t', 'late 2'::text, 'k'}));
-my $count = arrived('t');
-is($count->{$_}, 1, "$_ arrived once") for ('before', 'after', 'copy', 'copy 2', 'late', 'late 2');
-is($count->{'copy 3'}, undef, 'what the copy published in conflict did not');
+is(relay_status($copy, 'd')->{state}, 'conflict', 'the other one does not');
+is(arrived('t')->{'copy 2'}, undef, 'nor has it');
+
+# now the other one: it is sure to be the one, and does not stop any more
+$copy->safe_psql('d', 'SELECT outbox.claim()');
+wait_published($copy, 'd', publish($copy, 'd', q{'t', 'copy 3'::text, 'k'}));
+$waiting = publish($original, 'd', q{'t', 'late 3'::text, 'k'});
+wait_state($original, 'd', 'conflict');
+wait_published($copy, 'd', publish($copy, 'd', q{'t', 'copy 4'::text, 'k'}));
+is(wait_state($copy, 'd', 'idle')->{state}, 'idle', 'what was claimed goes on');
+like(relay_status($copy, 'd')->{last_error}, qr/another relay with the identity/, 'and says what it has seen');
+$count = arrived('t');
+is($count->{$_}, 1, "$_ arrived once")
+  for ('before', 'after', 'copy', 'late', 'late 2', 'copy 2', 'copy 3', 'copy 4');
+is($count->{'late 3'}, undef, 'what was published in conflict did not');
 $copy->stop;
+
+# both publish all the time: neither takes the right to send from the other for
+# ever. The copy dies in its first transaction, and is unsure all the same.
+$original->safe_psql('d', 'SELECT outbox.claim()');
+wait_published($original, 'd', $waiting);
+my $second_copy = PostgreSQL::Test::Cluster->new('second_copy');
+$second_copy->init_from_backup($original, 'early');
+$second_copy->append_conf('postgresql.conf', "restart_after_crash = on\noutbox_kafka.fault_point = 'positioned:1'");
+$second_copy->start;
+try_sql($second_copy, 'd', q{SELECT outbox.publish('t', 'second copy'::text, 'k')});
+wait_until('the relay of the copy dies', sub { log_of($second_copy) =~ /dies at fault point "positioned"/ });
+insist_sql($second_copy, 'postgres', "ALTER SYSTEM SET outbox_kafka.fault_point = ''");
+$second_copy->reload;
+wait_delivered($second_copy, 'd');
+my @publishers = map { $_->background_psql('d') } $original, $second_copy;
+$_->query_until(qr/started/, q{\echo started
+	DO $$ BEGIN
+		WHILE to_regclass('enough') IS NULL LOOP
+			PERFORM outbox.publish('t', 'busy'::text, 'k');
+			COMMIT;
+			PERFORM pg_sleep(0.001);
+		END LOOP;
+	END $$;
+}) for @publishers;
+wait_state($_, 'd', 'conflict') for $original, $second_copy;
+pass('both send, and both stop');
+$_->safe_psql('d', 'CREATE TABLE enough ()') for $original, $second_copy;
+$_->quit for @publishers;
+cmp_ok(scalar(() = log_of($second_copy) =~ /WARNING.*outbox_kafka cannot send/g), '<', 10,
+	'after a few tries');
+$second_copy->stop;
+$original->safe_psql('d', 'SELECT outbox.claim()');
+wait_delivered($original, 'd');
 
 # ---------------------------------------------------------------------------
 # Another Kafka cluster
