@@ -18,7 +18,7 @@ use OutboxTest::Kafka;
 
 my $kafka = OutboxTest::Kafka->new(conf => { 'auto.create.topics.enable' => 'false' });
 $kafka->start;
-$kafka->create_topic($_, 2) for qw(good steady);
+$kafka->create_topic($_, 2) for qw(good steady witness);
 
 my $node = new_node('discard', kafka => $kafka,
 	conf => { 'outbox_kafka.retention' => '1h', 'autovacuum' => 'off' });
@@ -183,11 +183,14 @@ is_deeply(arrived('good', 'paused again'), [ grep { $_ != 1 && $_ != 2 && $_ != 
 	'and arrives');
 nothing_is_left('a paused topic');
 
-# The relay has seen the request when another message went through.
+# The relay has seen the request when another message went through, and one after
+# that: it looks for requests before each look for messages. The request itself
+# may stay: the lane cannot be read past what waits, and more that is meant might
+# be behind it.
 sub nothing_was_discarded
 {
 	my ($topic, $expected) = @_;
-	wait_until('the request was seen', sub { sql('SELECT count(*) FROM outbox.discard_request') == 0 }, 20);
+	wait_published($node, 'a', publish($node, 'a', q{'witness', 'x'::text})) for 1 .. 2;
 	is(statuses($topic), $expected, 'what was published after the request waits');
 	return;
 }
