@@ -37,7 +37,7 @@ PROVE_TESTS ?= test/t/*.pl
 UNIT_TESTS = $(patsubst %.c,%,$(wildcard test/unit/*_test.c))
 
 EXTRA_CLEAN = results/ output_iso/ log/ tmp_check_regress/ tmp_check_isolation/ \
-	regression.diffs regression.out $(UNIT_TESTS)
+	regression.diffs regression.out $(UNIT_TESTS) test/unit/*.o
 
 # What has to work before PostgreSQL's build files are there.
 STANDALONE = test demo bench install-deps indent-check

@@ -15,7 +15,7 @@ cd "$(dirname "$0")/../.."
 export LC_ALL=C
 
 typedefs=src/tools/typedefs.list
-files=(src/*.[ch] test/*/*.c test/modules/*/*.[ch])
+files=(src/*.[ch] test/*/*.[ch] test/modules/*/*.[ch])
 options=(-bad -bap -bbb -bc -bl -cli1 -cp33 -cdb -nce -d0 -di12 -nfc1 -i4 -l79
 	-lp -lpl -nip -npro -sac -tpg -ts4)
 
