@@ -76,7 +76,7 @@ set_defaults(rd_kafka_conf_t *conf, const KafkaProducerConfig *config,
 			 * so long a transaction waits for the last one's markers, each
 			 * time
 			 */
-			{"retry.backoff.ms", transactional ? "2" : "20", false},
+			{"retry.backoff.ms", transactional ? "1" : "20", false},
 			{"retry.backoff.max.ms", "1000", true},
 			/* answers to a producer are small: bounds what a broker can send */
 			{"receive.message.max.bytes", RECEIVE_MAX_BYTES, false},
