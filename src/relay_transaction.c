@@ -175,7 +175,10 @@ relay_transaction_opened(Relay *relay, int number, KafkaProducer *producer)
 	t->producer = producer;
 	t->phase = TRANSACTION_OPENING;
 	if (relay->transactions->claimed)
+	{
 		t->wrote = false;
+		t->disputes = 0;
+	}
 	kafka_transaction_call(producer, KAFKA_CALL_OPEN, 0, NULL);
 }
 

@@ -143,8 +143,6 @@ raise_conflict(Relay *relay, const char *what)
 	relay_commit(relay);
 
 	relay->conflict = true;
-	for (int i = 0; i < TRANSACTIONS; i++)
-		relay->transactions->of[i].disputes = 0;
 	shmem_set_error(&relay->slot->worker, what);
 	ereport(WARNING,
 			(errmsg("outbox_kafka does not send any more: %s", what),
@@ -256,11 +254,8 @@ static char
 take_standing(char *nonce)
 {
 	size_t		length = strlen(nonce);
-	char		standing;
+	char		standing = length > 0 ? nonce[length - 1] : STANDING_SURE;
 
-	if (length == 0)
-		return STANDING_SURE;
-	standing = nonce[length - 1];
 	if (standing != STANDING_UNSURE && standing != STANDING_DISPUTED)
 		return STANDING_SURE;
 	nonce[length - 1] = '\0';
